@@ -1,0 +1,386 @@
+"""Building: from locks to trees and zips, beside what is live, and in at once.
+
+A build is a pure function of its *inputs*: the lock, the layer's own code, the target, the recipe and the tools. Their
+digest, the input identity, tells whether there is anything to do. Everything is made in ``.layerkit/work``; when all
+layers are done, one rename of the whole to ``.layerkit/swap`` decides, and moving the parts to their places can be
+finished by any later command. The manifest goes in last: it names the tree and the zip by their hashes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from enum import Enum
+from hashlib import sha256
+from pathlib import Path
+
+from layerkit import trees
+from layerkit.archiving import CompressedFiles, Source, compressor_name, tree_digest, write_zip
+from layerkit.errors import CheckFailed, ConfigurationError
+from layerkit.files import cache_folder, remove, sync_folder, write_whole
+from layerkit.installer import Uv, uv_version
+from layerkit.locking import read_lock
+from layerkit.manifests import read_manifest, render_manifest
+from layerkit.model import Artifact, Finding, Layer, Lock, Manifest, OwnCode, Severity, Target, Tree
+from layerkit.processes import end_all
+from layerkit.project import Project
+from layerkit.validating import check_size, check_zip
+
+RECIPE = 1
+"""Raised whenever the same inputs would give other bytes than before."""
+
+TREE = "python"
+"""Where a layer's importable content lies in its zip ("Packaging layer content", AWS Lambda developer guide)."""
+
+
+class Action(Enum):
+    """What a build has to do for a layer."""
+
+    BUILD = "build"
+    RELABEL = "relabel"
+    """Only the identities of the layers it depends on have changed: the manifest says the new ones."""
+    NOTHING = "up to date"
+
+
+@dataclass(frozen=True)
+class LayerPlan:
+    """What there is to do for one layer, and why."""
+
+    layer: Layer
+    lock: Lock
+    inputs: str
+    depends_on: dict[str, str]
+    action: Action
+    reason: str
+    current: Manifest | None
+    """The last build's manifest, where there is one that counts."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a layer is: the phase's name, and bytes done of bytes in all where it is known (else 0 of 0)."""
+
+    layer: str
+    phase: str
+    done: int = 0
+    total: int = 0
+
+
+@dataclass(frozen=True)
+class Built:
+    """The outcome for one layer: ``seconds`` is wall time, ``from_cache`` files were not compressed again."""
+
+    plan: LayerPlan
+    manifest: Manifest
+    findings: tuple[Finding, ...] = ()
+    seconds: float = 0.0
+    from_cache: int = 0
+
+
+def tools() -> dict[str, str]:
+    """Everything of ours that the bytes of a build depend on, by name."""
+    return {"recipe": str(RECIPE), "uv": uv_version(), "compressor": compressor_name()}
+
+
+def input_identity(project: Project, layer: Layer, lock: Lock) -> str:
+    """SHA-256 (hex) over all inputs of a layer's build. Nothing of other layers is among them."""
+    inputs = {
+        "layer": layer.name,
+        "target": str(lock.target),
+        "depends_on": sorted(layer.depends_on),
+        "packages": [[package.name, package.version, package.sdist, *package.hashes] for package in lock.packages],
+        "own_code": trees.own_code_digest(project.own_code(layer.name)),
+        "tools": tools(),
+    }
+    return sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
+
+
+# ---- plan ----
+
+
+def plan_build(project: Project, target: Target, names: Sequence[str], *, force: bool = False) -> tuple[LayerPlan, ...]:
+    """What there is to do so that ``names`` and what they depend on are built; with ``force``, all of ``names``.
+
+    Reads manifests, locks and own code, never a tree. Raises ConfigurationError for a layer without a lock.
+    """
+    identities: dict[str, str] = {}
+    plans = []
+    for name in project.layers.with_dependencies(names):
+        layer = project.layers[name]
+        lock = read_lock(project, name, target)
+        if lock is None:
+            raise ConfigurationError(f"{name} has no lock for {target}.", "Run `inv lock`.")
+        identities[name] = input_identity(project, layer, lock)
+        needed = {other: identities[other] for other in project.layers.dependencies(name)}
+        manifest = read_manifest(project.manifest_path(name, target))
+        reason = _why_build(project, target, manifest, name, identities[name])
+        if force and name in names:
+            reason = reason or "asked for"
+        action = Action.BUILD if reason else Action.NOTHING
+        if not reason and manifest and dict(manifest.depends_on) != needed:
+            action, reason = Action.RELABEL, "a layer it depends on has changed"
+        plans.append(LayerPlan(layer, lock, identities[name], needed, action, reason, manifest))
+    return tuple(plans)
+
+
+def _why_build(project: Project, target: Target, manifest: Manifest | None, name: str, inputs: str) -> str:
+    if manifest is None:
+        return "not built yet"
+    if manifest.inputs != inputs:
+        return "its inputs have changed"
+    archive = project.zip_path(name, target)
+    if not archive.is_file() or archive.stat().st_size != manifest.zip.size:
+        return "its zip is gone or is another"
+    tree = project.tree_path(name, target)
+    if manifest.tree.path != project.relative(tree) or not tree.is_dir():
+        return "its tree is gone"
+    if sorted(os.listdir(tree)) != list(manifest.tree.top):
+        return "its tree was changed by hand"
+    return ""
+
+
+# ---- apply ----
+
+
+def build(
+    project: Project,
+    plans: Sequence[LayerPlan],
+    *,
+    uv: Uv,
+    jobs: int,
+    validate: bool = True,
+    tell: Callable[[Progress], None] = lambda progress: None,
+) -> tuple[Built, ...]:
+    """Carry out ``plans`` and swap all results in at once; the caller holds the checkout's lock.
+
+    Raises CheckFailed (with the findings in its message) when ``validate`` finds an error, and whatever the installer
+    raises; then nothing is swapped in and no trace is left.
+    """
+    work = project.state / "work" / secrets.token_hex(8)
+    staged = work / "staged"
+    staged.mkdir(parents=True)
+    try:
+        built = _build_all(project, plans, work, uv, jobs, tell)
+        if validate:
+            built = tuple(_validated(project, item, staged) for item in built)
+            errors = [item for result in built for item in result.findings if item.severity is Severity.ERROR]
+            if errors:
+                raise CheckFailed(
+                    "the build was not let in:\n" + "\n".join(f"  {item.subject}: {item.message}" for item in errors),
+                    "\n".join(dict.fromkeys(item.hint for item in errors if item.hint)),
+                )
+        if any(staged.iterdir()):
+            for result in built:
+                if result.plan.action is not Action.NOTHING:
+                    folder = staged / result.plan.layer.name
+                    folder.mkdir(exist_ok=True)
+                    write_whole(folder / "manifest.json", render_manifest(result.manifest))
+            os.rename(staged, project.state / "swap")
+            sync_folder(project.state)
+            finish_swap(project)
+        return built
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _build_all(
+    project: Project,
+    plans: Sequence[LayerPlan],
+    work: Path,
+    uv: Uv,
+    jobs: int,
+    tell: Callable[[Progress], None],
+) -> tuple[Built, ...]:
+    """Layers side by side: while one is being compressed the next is being installed."""
+    cache: CompressedFiles | None = None
+    if any(plan.action is Action.BUILD for plan in plans):
+        cache = CompressedFiles(cache_folder())
+    compressing = ThreadPoolExecutor(max_workers=jobs, thread_name_prefix="compress")
+    layering = ThreadPoolExecutor(max_workers=jobs, thread_name_prefix="layer")
+
+    def one(plan: LayerPlan) -> Built:
+        if plan.action is Action.BUILD:
+            return _build_layer(project, plan, work, uv, compressing, cache, tell)
+        assert plan.current is not None  # only a layer with a manifest needs no build
+        if plan.action is Action.RELABEL:
+            (work / "staged" / plan.layer.name).mkdir()
+            return Built(plan, replace(plan.current, depends_on=plan.depends_on))
+        return Built(plan, plan.current)
+
+    try:
+        futures = [layering.submit(one, plan) for plan in plans]
+        done, _ = wait(futures, return_when=FIRST_EXCEPTION)
+        for future in done:
+            future.result()
+        return tuple(future.result() for future in futures)
+    except BaseException:
+        end_all()
+        raise
+    finally:
+        layering.shutdown(cancel_futures=True)
+        compressing.shutdown(cancel_futures=True)
+        if cache:
+            cache.close()
+
+
+def _build_layer(
+    project: Project,
+    plan: LayerPlan,
+    work: Path,
+    uv: Uv,
+    pool: ThreadPoolExecutor,
+    cache: CompressedFiles | None,
+    tell: Callable[[Progress], None],
+) -> Built:
+    started = time.monotonic()
+    layer, target = plan.layer, plan.lock.target
+    staged = work / "staged" / layer.name
+    tree = staged / TREE
+    scratch = work / "scratch" / layer.name
+    scratch.mkdir(parents=True)
+    tree.mkdir(parents=True)
+
+    tell(Progress(layer.name, "installing"))
+    uv.install(plan.lock.packages, target, tree, scratch)
+    notes = _settle_contested(plan.lock, uv, tree, scratch)
+    _refuse_compiled(plan.lock, tree)
+    trees.normalize(tree, target)
+    own = OwnCode(0, 0)
+    if layer.has_own_code:
+        own = OwnCode(*trees.add_own_code(project.own_code(layer.name), tree, f"layers/{layer.name}/src"))
+
+    found = trees.sources(tree, TREE)
+    total = sum(source.size for source in found)
+    done = 0
+
+    def advanced(size: int) -> None:
+        nonlocal done
+        done += size
+        tell(Progress(layer.name, "zipping", done, total))
+
+    tell(Progress(layer.name, "zipping", 0, total))
+    label = Source(f"layerkit/{layer.name}.json", 0, content=_label(plan))
+    written = write_zip(staged / "layer.zip", [*found, label], pool=pool, cache=cache, advanced=advanced)
+
+    below = {entry.path.removeprefix(f"{TREE}/"): entry.size for entry in written.entries if entry.path != label.path}
+    manifest = Manifest(
+        layer=layer.name,
+        target=target,
+        inputs=plan.inputs,
+        depends_on=plan.depends_on,
+        distributions=trees.distributions(tree, plan.lock.packages, below),
+        own_code=own,
+        tree=Tree(
+            path=project.relative(project.tree_path(layer.name, target)),
+            sha256=tree_digest(entry for entry in written.entries if entry.path != label.path),
+            files=len(below),
+            size=sum(below.values()),
+            top=tuple(sorted(os.listdir(tree))),
+        ),
+        zip=Artifact(project.relative(project.zip_path(layer.name, target)), written.sha256, written.size),
+        tools=tools(),
+        notes=notes,
+        built=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+    tell(Progress(layer.name, "built", total, total))
+    return Built(plan, manifest, (), time.monotonic() - started, written.from_cache)
+
+
+def _label(plan: LayerPlan) -> bytes:
+    """What a running function can read in ``/opt/layerkit/<layer>.json`` of what it runs with."""
+    label = {
+        "schema": 1,
+        "layer": plan.layer.name,
+        "inputs": plan.inputs,
+        "target": str(plan.lock.target),
+        "depends_on": sorted(plan.layer.depends_on),
+    }
+    return (json.dumps(label, sort_keys=True, indent=2) + "\n").encode()
+
+
+def _settle_contested(lock: Lock, uv: Uv, tree: Path, scratch: Path) -> tuple[str, ...]:
+    """Where two distributions bring one file with different contents, leave the same one on every machine."""
+    contested = trees.contested(tree)
+    notes = []
+    for winner in sorted(set(contested.values())):
+        alone = scratch / f"alone-{winner}"
+        uv.install([package for package in lock.packages if package.name == winner], lock.target, alone, scratch)
+        for path in sorted(path for path, owner in contested.items() if owner == winner):
+            if (alone / path).is_file():
+                remove(tree / path)
+                (tree / path).parent.mkdir(parents=True, exist_ok=True)
+                shutil.move(alone / path, tree / path)
+                notes.append(f"{path} comes in several distributions; the one of {winner} stays")
+    return tuple(notes)
+
+
+def _refuse_compiled(lock: Lock, tree: Path) -> None:
+    for name, sign in trees.impure(tree, (package.name for package in lock.packages if package.sdist)).items():
+        raise ConfigurationError(
+            f"{name} was built from source and is not pure Python ({sign}).",
+            "layerkit compiles nothing. Use a version with a wheel, or build a wheel and put it on an index of yours.",
+        )
+
+
+def _validated(project: Project, result: Built, staged: Path) -> Built:
+    plan = result.plan
+    archive = staged / plan.layer.name / "layer.zip"
+    if not archive.exists():
+        archive = project.zip_path(plan.layer.name, plan.lock.target)
+    return replace(
+        result, findings=(*check_size(plan.layer, result.manifest), *check_zip(plan.layer, archive))
+    )
+
+
+# ---- the swap ----
+
+
+def finish_swap(project: Project) -> bool:
+    """Move what a decided build left in ``.layerkit/swap`` to its places; whether there was anything.
+
+    Safe to call after a kill at any moment, and again: each part is moved by one rename, the manifest last.
+    """
+    swap = project.state / "swap"
+    if not swap.is_dir():
+        return False
+    (project.root / "dist").mkdir(exist_ok=True)
+    for folder in sorted(swap.iterdir()):
+        _swap_layer(project, folder)
+    sync_folder(project.root / "dist")
+    # Only now, with every manifest in its place, may the decision be forgotten.
+    spent = project.state / "work" / f"spent-{secrets.token_hex(8)}"
+    spent.parent.mkdir(exist_ok=True)
+    os.rename(swap, spent)
+    shutil.rmtree(spent)
+    return True
+
+
+def _swap_layer(project: Project, folder: Path) -> None:
+    manifest_file = folder / "manifest.json"
+    manifest = read_manifest(manifest_file)
+    if manifest is None:  # moved already: the manifest goes last
+        return
+    tree = folder / TREE
+    if tree.is_dir():
+        live = project.root / manifest.tree.path
+        live.parent.mkdir(parents=True, exist_ok=True)
+        if live.exists() or live.is_symlink():
+            old = folder / "old"
+            remove(old)
+            os.rename(live, old)
+        os.rename(tree, live)
+    if (folder / "layer.zip").exists():
+        os.replace(folder / "layer.zip", project.root / manifest.zip.path)
+    os.replace(manifest_file, project.manifest_path(manifest.layer, manifest.target))
+
+
+def clear_work(project: Project) -> None:
+    """Remove what a killed process left half made; only for the holder of the checkout's lock."""
+    shutil.rmtree(project.state / "work", ignore_errors=True)

@@ -1,0 +1,398 @@
+"""Locks: one resolution for the layers of a stack, then a hashed requirements file for each layer and target.
+
+A lock lists the exact file of every distribution that its layer installs, without those that a layer in its
+``depends_on`` carries. It records a digest of what it was worked out from (the layer's requirements and the settings
+that bear on them), so that whether it is current is known without asking anybody.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from hashlib import sha256
+from pathlib import Path
+
+from layerkit.errors import ConfigurationError
+from layerkit.files import write_whole
+from layerkit.installer import NoWheel, Unsatisfiable, Uv, render_requirement
+from layerkit.model import Layer, Lock, LockChange, Package, Target, normalized
+from layerkit.project import Project
+from layerkit.runtimes import uv_platform
+
+_PROJECT = "layerkit-layer-"
+"""Prefix of the projects that stand for layers in a resolution: no distribution is called that."""
+
+
+def inputs_digest(layer: Layer, target: Target) -> str:
+    """SHA-256 over what the layer's lock for ``target`` is worked out from."""
+    inputs = {
+        "requirements": sorted(requirement.text for requirement in layer.requirements),
+        "depends_on": sorted(layer.depends_on),
+        "stack": layer.stack,
+        "allow_sdist": sorted(layer.allow_sdist),
+        "python": target.python_version,
+        "platform": uv_platform(target),
+    }
+    return sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
+
+
+# ---- the file ----
+
+
+def render_lock(lock: Lock) -> str:
+    """The lock as text: comments that say what it is, then hashed requirements that pip and uv can read."""
+    lines = [
+        "# Written by `inv lock`: edit the layer's requirements, not this file.",
+        f"# layer: {lock.layer}",
+        f"# target: {lock.target}",
+        f"# inputs: sha256:{lock.inputs}",
+        *(f"# provided by {layer}: {name}" for name, layer in sorted(lock.provided.items())),
+        *(f"# built from source: {package.name}" for package in lock.packages if package.sdist),
+    ]
+    return "\n".join(lines) + "\n" + "".join(render_requirement(package) for package in sorted(lock.packages))
+
+
+_ENTRY = re.compile(
+    r"(?P<name>[A-Za-z0-9._-]+)==(?P<version>[^\s\\;]+)(?P<hashes>(?:[ \t]*\\\n[ \t]+--hash=sha256:[0-9a-f]{64})+)\n"
+)
+_COMMENT = re.compile(r"# (?P<key>layer|target|inputs|provided by \S+|built from source): (?P<value>.+)\n")
+
+
+def parse_lock(text: str, where: str) -> Lock:
+    """The inverse of ``render_lock``; ConfigurationError with file and line for anything it would not write."""
+    found: dict[str, str] = {}
+    provided: dict[str, str] = {}
+    sdists: set[str] = set()
+    packages = []
+    position = 0
+    while position < len(text):
+        comment = _COMMENT.match(text, position)
+        entry = _ENTRY.match(text, position)
+        match = comment or entry or re.compile(r"#[^\n]*\n").match(text, position)
+        if not match:
+            line = text.count("\n", 0, position) + 1
+            raise ConfigurationError(f"{where}:{line}: not a line that `inv lock` writes.", _RELOCK)
+        if comment and comment["key"].startswith("provided by "):
+            provided[comment["value"]] = comment["key"].removeprefix("provided by ")
+        elif comment and comment["key"] == "built from source":
+            sdists.add(comment["value"])
+        elif comment:
+            found[comment["key"]] = comment["value"]
+        elif entry:
+            name = normalized(entry["name"])
+            hashes = tuple(sorted(re.findall(r"sha256:([0-9a-f]{64})", entry["hashes"])))
+            packages.append(Package(name, entry["version"], hashes, sdist=name in sdists))
+        position = match.end()
+    runtime, _, architecture = found.get("target", "").partition("-")
+    if not {"layer", "target", "inputs"} <= set(found) or not architecture:
+        raise ConfigurationError(f"{where}: the comments that `inv lock` writes first are missing.", _RELOCK)
+    inputs = found["inputs"].removeprefix("sha256:")
+    return Lock(found["layer"], Target(runtime, architecture), inputs, tuple(sorted(packages)), provided)
+
+
+_RELOCK = "Remove the file and run `inv lock`, or bring back the committed one."
+
+
+def read_lock(project: Project, name: str, target: Target) -> Lock | None:
+    """The lock of one layer and target; None where there is no file."""
+    path = project.lock_path(name, target)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return None
+    return parse_lock(text, project.relative(path))
+
+
+def locked_targets(project: Project) -> tuple[Target, ...]:
+    """The default target, and every other that some layer has a lock for."""
+    targets = {project.default_target}
+    for path in (project.root / "layers").glob("*/locks/*.txt"):
+        runtime, _, architecture = path.stem.partition("-")
+        if runtime and architecture:
+            targets.add(Target(runtime, architecture))
+    return (project.default_target, *sorted(targets - {project.default_target}))
+
+
+# ---- is it current? ----
+
+
+def stale(project: Project, stack: Sequence[Layer], target: Target) -> dict[str, str]:
+    """Why the locks of a stack are not current, by layer; empty when all are.
+
+    Reads files only. Current means: every layer's inputs are those that its lock was worked out from, everything it
+    counts on in another layer is there, and no distribution has two versions in the stack.
+    """
+    reasons: dict[str, str] = {}
+    locks: dict[str, Lock] = {}
+    for layer in stack:
+        lock = read_lock(project, layer.name, target)
+        if lock is None:
+            reasons[layer.name] = "no lock yet"
+        elif lock.inputs != inputs_digest(layer, target):
+            reasons[layer.name] = "its requirements have changed"
+        else:
+            locks[layer.name] = lock
+    versions: dict[str, tuple[str, str]] = {}
+    for name, lock in locks.items():
+        for package in lock.packages:
+            version, other = versions.setdefault(package.name, (package.version, name))
+            if version != package.version:
+                reasons[name] = f"{package} here, but {version} in {other}"
+        for needed, provider in lock.provided.items():
+            carried = locks[provider].packages if provider in locks else ()
+            if provider not in reasons and all(package.name != needed for package in carried):
+                reasons[name] = f"{provider} no longer carries {needed}"
+    return reasons
+
+
+# ---- locking ----
+
+
+def lock(
+    project: Project,
+    target: Target,
+    *,
+    layers: Sequence[str] = (),
+    upgrade: bool = False,
+    packages: Sequence[str] = (),
+    uv: Uv,
+    scratch: Path,
+    tell: Callable[[str], None] = lambda message: None,
+) -> tuple[LockChange, ...]:
+    """Lock ``layers`` (none named: all) for ``target`` and write the locks that change.
+
+    Layers of a stack are resolved together whichever are named, but only those named may change; without ``upgrade``
+    (everything) or ``packages`` (these distributions) nothing changes that need not. Layers that are not for
+    ``target`` are left out. Nothing is written unless every stack could be locked.
+
+    Raises ConfigurationError when the requirements can't be met (naming the layers and the lines), when a
+    distribution has no wheel for the target, or when a layer that was not named would have to change.
+    """
+    chosen = [name for name in project.layers if not layers or name in layers]
+    writing: list[tuple[Lock, LockChange]] = []
+    for stack in project.layers.stacks(chosen):
+        members = [layer for layer in project.layers.stack(stack) if not layer.why_not(target)]
+        named = {layer.name for layer in members if layer.name in chosen}
+        # A layer can't be locked against one that has no lock at all.
+        for name in project.layers.with_dependencies(named):
+            if read_lock(project, name, target) is None:
+                named.add(name)
+        if named:
+            resolution = _Resolution(project, target, members, uv, scratch / f"lock-{target}-{len(writing)}")
+            tell(f"{target}: resolving {', '.join(layer.name for layer in members)} together")
+            writing += resolution.locks(named, bool(layers), upgrade, [normalized(name) for name in packages])
+    changes = []
+    for new, change in writing:
+        if change.written:
+            write_whole(project.lock_path(new.layer, target), render_lock(new))
+        changes.append(change)
+    return tuple(changes)
+
+
+class _Resolution:
+    """One joint resolution of a stack for a target."""
+
+    def __init__(self, project: Project, target: Target, layers: Sequence[Layer], uv: Uv, scratch: Path) -> None:
+        self.project = project
+        self.target = target
+        self.layers = layers
+        self.uv = uv
+        self.scratch = scratch
+        self.projects = {layer.name: f"{_PROJECT}{number}" for number, layer in enumerate(layers)}
+        self.old = {layer.name: read_lock(project, layer.name, target) for layer in layers}
+
+    def locks(
+        self, named: set[str], partial: bool, upgrade: bool, packages: Sequence[str]
+    ) -> list[tuple[Lock, LockChange]]:
+        unknown = set(packages) - self._known_names()
+        if unknown:
+            raise ConfigurationError(
+                f"--package: no layer of this stack has {', '.join(sorted(unknown))}.",
+                "A new distribution goes into a layer's requirements.txt.",
+            )
+        reasons = stale(self.project, self.layers, self.target)
+        kept = self._pins(set(self.old) - named)
+        if upgrade and partial:
+            packages = sorted(set(self._pins(named)) - set(kept))
+        versions, from_sdist = self._versions(kept, upgrade and not partial, packages, partial)
+        with ThreadPoolExecutor(max_workers=4) as pool:
+            closures = dict(
+                zip(
+                    self.projects,
+                    pool.map(lambda layer: self._closure(layer, versions, from_sdist), self.layers),
+                    strict=True,
+                )
+            )
+        results = []
+        for layer in self.layers:
+            new = self._lock_of(layer, closures, renew=upgrade or bool(packages))
+            change = self._change(layer, new, reasons.get(layer.name, ""), may_write=layer.name in named)
+            if change.versions and layer.name not in named and self.old[layer.name] is not None:
+                raise ConfigurationError(
+                    f"{layer.name} ({self.target}) would have to change too: {describe_versions(change.versions)}.",
+                    f"Add --layer {layer.name}, or leave --layer out to lock all layers.",
+                )
+            if layer.name in named:
+                results.append((new, change))
+        return results
+
+    def _known_names(self) -> set[str]:
+        declared = {requirement.name for layer in self.layers for requirement in layer.requirements}
+        return declared | {package.name for lock in self.old.values() if lock for package in lock.packages}
+
+    def _pins(self, names: set[str]) -> dict[str, str]:
+        locks = [lock for name, lock in self.old.items() if lock and name in names]
+        return {package.name: package.version for lock in locks for package in lock.packages}
+
+    def _preferred(self) -> dict[str, str]:
+        """The versions to keep where possible: this target's, and where it has none yet the default target's."""
+        preferred = self._pins(set(self.old))
+        for layer in self.layers:
+            other = read_lock(self.project, layer.name, self.project.default_target)
+            for package in other.packages if other else ():
+                preferred.setdefault(package.name, package.version)
+        return preferred
+
+    def _requirements(self, layer: Layer) -> list[str]:
+        return [requirement.text for requirement in layer.requirements]
+
+    def _versions(
+        self, kept: Mapping[str, str], upgrade: bool, packages: Sequence[str], partial: bool
+    ) -> tuple[dict[str, str], list[str]]:
+        """One version of everything, and which distributions have to be built from source."""
+        allowed = {name for layer in self.layers for name in layer.allow_sdist}
+        from_sdist: list[str] = []
+        while True:
+            try:
+                versions = self.uv.versions(
+                    {self.projects[layer.name]: self._requirements(layer) for layer in self.layers},
+                    self.target,
+                    self.scratch / f"versions-{len(from_sdist)}",
+                    preferred=self._preferred(),
+                    required=kept,
+                    upgrade=upgrade,
+                    upgrade_packages=packages,
+                    from_sdist=from_sdist,
+                )
+            except NoWheel as missing:
+                if missing.name not in allowed or missing.name in from_sdist:
+                    raise self._no_wheel(missing) from missing
+                from_sdist.append(missing.name)
+            except Unsatisfiable as conflict:
+                raise self._conflict(str(conflict), kept if partial else {}) from conflict
+            else:
+                return versions, from_sdist
+
+    def _closure(self, layer: Layer, versions: Mapping[str, str], from_sdist: Sequence[str]) -> tuple[Package, ...]:
+        if not layer.requirements:
+            return ()
+        project = self.projects[layer.name]
+        try:
+            return self.uv.locked(
+                project,
+                self._requirements(layer),
+                self.target,
+                self.scratch / project,
+                versions=versions,
+                from_sdist=from_sdist,
+            )
+        except Unsatisfiable as conflict:  # the union was satisfiable with exactly these versions
+            raise self._conflict(str(conflict), {}) from conflict
+
+    def _lock_of(self, layer: Layer, closures: Mapping[str, tuple[Package, ...]], *, renew: bool) -> Lock:
+        provided: dict[str, str] = {}
+        for other in self.project.layers.dependencies(layer.name):
+            for package in closures.get(other, ()):
+                provided.setdefault(package.name, other)
+        old = self.old[layer.name]
+        before = {package.name: package for package in old.packages} if old else {}
+        packages = []
+        for package in closures[layer.name]:
+            if package.name in provided:
+                continue
+            earlier = before.get(package.name)
+            if earlier and not renew and (earlier.version, earlier.sdist) == (package.version, package.sdist):
+                package = earlier  # a file added to the index since is no reason to change the lock
+            if package.sdist and package.name not in layer.allow_sdist:
+                raise ConfigurationError(
+                    f"layers/{layer.name}/layer.toml: {package} comes as source only, and allow_sdist does not name it.",
+                    f'Add allow_sdist = ["{package.name}"] there if it is pure Python.',
+                )
+            packages.append(package)
+        used = {package.name: provided[package.name] for package in closures[layer.name] if package.name in provided}
+        return Lock(layer.name, self.target, inputs_digest(layer, self.target), tuple(packages), used)
+
+    def _change(self, layer: Layer, new: Lock, reason: str, *, may_write: bool) -> LockChange:
+        old = self.old[layer.name]
+        before = {package.name: package.version for package in old.packages} if old else {}
+        after = {package.name: package.version for package in new.packages}
+        versions = {
+            name: (before.get(name), after.get(name))
+            for name in sorted(before.keys() | after.keys())
+            if before.get(name) != after.get(name)
+        }
+        changed = old is None or render_lock(old) != render_lock(new)
+        return LockChange(layer.name, self.target, reason, versions, written=may_write and changed)
+
+    # ---- what went wrong, in the user's terms ----
+
+    def _no_wheel(self, missing: NoWheel) -> ConfigurationError:
+        newest = self.uv.newest_with_wheel(missing.name, self.target, self.scratch / "newest")
+        lines = [
+            f"{requirement.text} ({requirement.where})"
+            for layer in self.layers
+            for requirement in layer.requirements
+            if requirement.name == missing.name
+        ]
+        asked = f", asked for by {' and '.join(lines)}" if lines else ""
+        if newest:
+            hint = f"The newest version that has one is {newest}: ask for {missing.name}=={newest}, or for a range."
+        else:
+            hint = (
+                f"No version of {missing.name} has one. If it is pure Python, add allow_sdist = "
+                f'["{missing.name}"] to the layer\'s layer.toml; else build a wheel and put it on an index of yours.'
+            )
+        return ConfigurationError(f"{missing.asked} has no wheel for {self.target}{asked}.", hint)
+
+    def _conflict(self, explanation: str, kept: Mapping[str, str]) -> ConfigurationError:
+        where = {
+            (self.projects[layer.name], requirement.name): (layer, requirement)
+            for layer in self.layers
+            for requirement in layer.requirements
+        }
+        sides = []
+        for project, needed in re.findall(rf"({_PROJECT}\d+)==0 depends on ([A-Za-z0-9._-]+)", explanation):
+            layer, requirement = where.get((project, normalized(needed)), (None, None))
+            if layer and requirement:
+                sides.append(f"{layer.name} asks for {requirement.text} ({requirement.where})")
+        message = f"the layers can't have one version of everything for {self.target}"
+        message += ": " + "; ".join(dict.fromkeys(sides)) + "." if sides else "."
+        hint = "Loosen one of these requirements, or give one of the layers a `stack` of its own in layer.toml."
+        if kept:
+            hint = "Layers not named with --layer keep their versions: leave --layer out to let all change.\n" + hint
+        return ConfigurationError(f"{message}\n{self._in_plain_words(explanation)}", hint)
+
+    def _in_plain_words(self, explanation: str) -> str:
+        """uv's explanation without the projects that stand for layers."""
+        text = explanation.split("cause:", 1)[-1].split("\nhint:", 1)[0]
+        text = re.sub(rf"only ({_PROJECT}\d+)(==0)? is available and ", "", text)
+        text = re.sub(rf" and only {_PROJECT}\d+(==0)? is available", "", text)
+        text = re.sub(rf"all versions of ({_PROJECT}\d+)", r"\1", text)
+        for name, project in self.projects.items():
+            text = re.sub(rf"{re.escape(project)}(==0)?(?!\d)", f"layer {name}", text)
+        return " ".join(text.split())
+
+
+def describe_versions(versions: Mapping[str, tuple[str | None, str | None]]) -> str:
+    """``numpy 2.5.4 -> 2.5.5, six 1.17.0 added``."""
+    words = []
+    for name, (before, after) in versions.items():
+        if before is None:
+            words.append(f"{name} {after} added")
+        elif after is None:
+            words.append(f"{name} {before} dropped")
+        else:
+            words.append(f"{name} {before} -> {after}")
+    return ", ".join(words)

@@ -1,0 +1,321 @@
+"""The layer model: frozen values, standard library only, no I/O.
+
+Sizes are bytes. Names are AWS's: a *runtime* is ``python3.13``, an *architecture* ``x86_64`` or ``arm64``; a *target*
+is one of each. A *distribution* is what a wheel installs, a *layer* what a function attaches.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import date
+from enum import Enum
+
+from layerkit.errors import ConfigurationError
+
+MIB = 1024 * 1024
+
+LAYER_NAME = re.compile(r"[A-Za-z0-9_-]{1,140}")
+"""What AWS accepts as LayerName (API reference, PublishLayerVersion), apart from the ARN form."""
+
+
+def normalized(name: str) -> str:
+    """The one spelling of a distribution's name (PEP 503): ``Python_Dateutil`` -> ``python-dateutil``."""
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def check_layer_name(name: str, where: str) -> str:
+    """``name`` itself when AWS and a folder can carry it; ConfigurationError otherwise."""
+    if not LAYER_NAME.fullmatch(name):
+        shown = repr(name) if name else "an empty name"
+        raise ConfigurationError(
+            f"{where}: {shown} can't be the name of a layer.",
+            "AWS allows letters, digits, '-' and '_', at most 140 of them.",
+        )
+    return name
+
+
+@dataclass(frozen=True, order=True)
+class Target:
+    """What a layer is built for."""
+
+    runtime: str
+    architecture: str
+
+    def __str__(self) -> str:
+        return f"{self.runtime}-{self.architecture}"
+
+    @property
+    def python_version(self) -> str:
+        """``3.13`` for ``python3.13``."""
+        return self.runtime.removeprefix("python")
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """One Lambda runtime, as the data file ``data/runtimes.toml`` describes it."""
+
+    name: str
+    os: str
+    glibc: str
+    platforms: Mapping[str, str]
+    """The platform uv resolves for, by architecture."""
+    deprecated: date
+    block_create: date
+    block_update: date
+
+
+@dataclass(frozen=True)
+class Requirement:
+    """One line of a requirements file: the text as PEP 508 has it, and where it stands (``file:line``)."""
+
+    name: str
+    text: str
+    where: str
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A folder in ``layers/`` and what its ``layer.toml`` says."""
+
+    name: str
+    requirements: tuple[Requirement, ...] = ()
+    description: str = ""
+    stack: str = "default"
+    depends_on: tuple[str, ...] = ()
+    runtimes: tuple[str, ...] = ()
+    """Runtimes the layer is for; empty: any."""
+    architectures: tuple[str, ...] = ()
+    """Architectures the layer is for; empty: any."""
+    max_size_mb: int = 100
+    limit_reason: str = ""
+    allow_sdist: tuple[str, ...] = ()
+    """Distributions (normalized names) that may be built from a pure-Python sdist."""
+    has_own_code: bool = False
+
+    @property
+    def max_size(self) -> int:
+        """The layer's size limit unzipped, in bytes (AWS's MB are MiB)."""
+        return self.max_size_mb * MIB
+
+    def why_not(self, target: Target) -> str:
+        """Why the layer is not for ``target``; empty when it is."""
+        if self.runtimes and target.runtime not in self.runtimes:
+            return f"layers/{self.name}/layer.toml lists runtimes {', '.join(self.runtimes)}"
+        if self.architectures and target.architecture not in self.architectures:
+            return f"layers/{self.name}/layer.toml lists architectures {', '.join(self.architectures)}"
+        return ""
+
+
+class Layers(Mapping[str, Layer]):
+    """All layers of a checkout and their graph, in an order where each comes after what it depends on.
+
+    Raises ConfigurationError for a dependency that does not exist, that crosses stacks, or that closes a circle.
+    """
+
+    def __init__(self, layers: Iterable[Layer]) -> None:
+        by_name = {layer.name: layer for layer in sorted(layers, key=lambda layer: layer.name)}
+        for layer in by_name.values():
+            for needed in layer.depends_on:
+                where = f"layers/{layer.name}/layer.toml: depends_on"
+                if needed not in by_name:
+                    known = ", ".join(sorted(by_name))
+                    raise ConfigurationError(f"{where} names {needed!r}, which is not a layer.", f"Layers: {known}.")
+                if by_name[needed].stack != layer.stack:
+                    raise ConfigurationError(
+                        f"{where} names {needed!r} of the stack {by_name[needed].stack!r}; "
+                        f"{layer.name} is of the stack {layer.stack!r}.",
+                        "A function attaches layers of one stack: give both the same `stack`.",
+                    )
+        self._layers = {name: by_name[name] for name in _ordered(by_name)}
+
+    def __getitem__(self, name: str) -> Layer:
+        return self._layers[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._layers)
+
+    def __len__(self) -> int:
+        return len(self._layers)
+
+    def dependencies(self, name: str) -> tuple[str, ...]:
+        """The names of all layers that ``name`` needs, near and far, dependencies first."""
+        found: set[str] = set()
+        pending = list(self[name].depends_on)
+        while pending:
+            needed = pending.pop()
+            if needed not in found:
+                found.add(needed)
+                pending.extend(self[needed].depends_on)
+        return tuple(other for other in self if other in found)
+
+    def with_dependencies(self, names: Iterable[str]) -> tuple[str, ...]:
+        """``names`` and all they depend on, dependencies first."""
+        wanted = set(names)
+        for name in tuple(wanted):
+            wanted.update(self.dependencies(name))
+        return tuple(name for name in self if name in wanted)
+
+    def stack(self, stack: str) -> tuple[Layer, ...]:
+        """The layers of one stack, dependencies first."""
+        return tuple(layer for layer in self.values() if layer.stack == stack)
+
+    def stacks(self, names: Iterable[str]) -> tuple[str, ...]:
+        """The stacks that ``names`` belong to, each once."""
+        return tuple(dict.fromkeys(self[name].stack for name in names))
+
+
+def _ordered(layers: Mapping[str, Layer]) -> list[str]:
+    """Names with dependencies first, otherwise by name; ConfigurationError when there is a circle."""
+    ordered: list[str] = []
+    open_: list[str] = []
+
+    def visit(name: str) -> None:
+        if name in ordered:
+            return
+        if name in open_:
+            circle = " -> ".join([*open_[open_.index(name) :], name])
+            raise ConfigurationError(
+                f"layers/{name}/layer.toml: depends_on closes a circle: {circle}.",
+                "A layer can't need itself: take one of these dependencies out.",
+            )
+        open_.append(name)
+        for needed in sorted(layers[name].depends_on):
+            visit(needed)
+        open_.pop()
+        ordered.append(name)
+
+    for name in layers:
+        visit(name)
+    return ordered
+
+
+@dataclass(frozen=True, order=True)
+class Package:
+    """One distribution at one version, with the SHA-256 of the files that may be installed for it."""
+
+    name: str
+    version: str
+    hashes: tuple[str, ...] = ()
+    sdist: bool = False
+    """Whether the file is a source distribution that layerkit builds (``allow_sdist``)."""
+
+    def __str__(self) -> str:
+        return f"{self.name}=={self.version}"
+
+
+@dataclass(frozen=True)
+class Lock:
+    """What one layer installs for one target, and a digest of what that was worked out from."""
+
+    layer: str
+    target: Target
+    inputs: str
+    packages: tuple[Package, ...]
+    provided: Mapping[str, str] = field(default_factory=dict)
+    """What it needs and a layer in its ``depends_on`` carries: distribution -> that layer's name."""
+
+
+@dataclass(frozen=True)
+class Distribution:
+    """A distribution as it lies in a tree."""
+
+    name: str
+    version: str
+    hashes: tuple[str, ...]
+    files: int
+    size: int
+    """Bytes unzipped."""
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """One file of a layer: its path below the zip's root, what a zip needs of it, and its content's SHA-256."""
+
+    path: str
+    size: int
+    executable: bool
+    sha256: str
+    link: str = ""
+    """The target of a symbolic link (relative, inside the layer); empty for a file."""
+
+
+@dataclass(frozen=True)
+class Tree:
+    """The unzipped content of a layer, below the checkout's root."""
+
+    path: str
+    sha256: str
+    files: int
+    size: int
+    top: tuple[str, ...]
+    """The names directly in it, sorted: a cheap sign that it is still what was built."""
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """The zip of a layer, below the checkout's root."""
+
+    path: str
+    sha256: str
+    size: int
+
+
+@dataclass(frozen=True)
+class OwnCode:
+    """What of a tree came from the layer's ``src/``."""
+
+    files: int
+    size: int
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What one build of a layer is. The stored form is documented in ``docs/manifest.md``."""
+
+    layer: str
+    target: Target
+    inputs: str
+    """SHA-256 over everything the build depends on: the input identity."""
+    depends_on: Mapping[str, str]
+    """The input identities of the layers it was locked against, by name."""
+    distributions: tuple[Distribution, ...]
+    own_code: OwnCode
+    tree: Tree
+    zip: Artifact
+    tools: Mapping[str, str]
+    notes: tuple[str, ...]
+    """What a person should know of how the build came about."""
+    built: str
+    """UTC, ISO 8601: the only thing in here that differs between two builds of the same inputs."""
+
+
+class Severity(Enum):
+    """How much a finding matters: an ERROR fails the check, a WARNING is shown."""
+
+    WARNING = "warning"
+    ERROR = "error"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What a check found, as a value: the check's name, what it is about, and what to do."""
+
+    check: str
+    severity: Severity
+    subject: str
+    message: str
+    hint: str = ""
+
+
+@dataclass(frozen=True)
+class LockChange:
+    """How one lock differs after locking: distributions by name, with the version before and after (None: absent)."""
+
+    layer: str
+    target: Target
+    reason: str
+    """Why the lock was not current; empty when it was."""
+    versions: Mapping[str, tuple[str | None, str | None]] = field(default_factory=dict)
+    written: bool = False

@@ -1,0 +1,266 @@
+"""Reading a checkout: which layers there are, and what their files say.
+
+A folder in ``layers/`` with a ``requirements.txt``, a ``requirements.in`` or a ``src/`` is a layer. Where both
+requirement files stand, the ``.in`` is the one that people edit and the other is somebody's compiled output, so the
+``.in`` is read.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from packaging.requirements import InvalidRequirement
+from packaging.requirements import Requirement as ParsedRequirement
+
+from layerkit.errors import ConfigurationError
+from layerkit.model import Layer, Layers, Requirement, Target, check_layer_name, normalized
+from layerkit.runtimes import check_architecture, runtime_named
+
+OWN_CODE = "src"
+
+
+@dataclass(frozen=True)
+class Project:
+    """A checkout: where it is, its layers, and the target it builds for when nobody says otherwise."""
+
+    root: Path
+    layers: Layers
+    default_target: Target
+
+    def layer_folder(self, name: str) -> Path:
+        return self.root / "layers" / name
+
+    def own_code(self, name: str) -> Path:
+        return self.layer_folder(name) / OWN_CODE
+
+    def lock_path(self, name: str, target: Target) -> Path:
+        return self.layer_folder(name) / "locks" / f"{target}.txt"
+
+    def tree_path(self, name: str, target: Target) -> Path:
+        """Where the built tree lies: in the layer's folder for the default target, as the guide has it."""
+        if target == self.default_target:
+            return self.layer_folder(name) / "python"
+        return self.state / "trees" / str(target) / name / "python"
+
+    def zip_path(self, name: str, target: Target) -> Path:
+        return self.root / "dist" / f"{name}-{target}.zip"
+
+    def manifest_path(self, name: str, target: Target) -> Path:
+        return self.root / "dist" / f"{name}-{target}.json"
+
+    @property
+    def state(self) -> Path:
+        """What layerkit keeps for itself in the checkout; git-ignored."""
+        return self.root / ".layerkit"
+
+    def relative(self, path: Path) -> str:
+        """``path`` as it is shown to people and written into manifests: below the root, with forward slashes."""
+        return path.relative_to(self.root).as_posix()
+
+    def selected(self, names: list[str]) -> tuple[str, ...]:
+        """The layers named (each once, dependencies first), or all when none is; ConfigurationError for a stranger."""
+        for name in names:
+            if name not in self.layers:
+                known = ", ".join(sorted(self.layers)) or "none yet"
+                raise ConfigurationError(
+                    f"--layer: there is no layer called {name!r}.",
+                    f"Layers here: {known}. `inv new --layer NAME` makes one.",
+                )
+        return tuple(name for name in self.layers if not names or name in names)
+
+
+def load_project(root: Path, default_target: Target) -> Project:
+    """Read every layer below ``root``; ConfigurationError names the file and the line or key of the first mistake."""
+    root = root.resolve()
+    folder = root / "layers"
+    if not folder.is_dir():
+        raise ConfigurationError(
+            f"{folder} does not exist.", "Run this in a checkout that has layers, or make one: inv new --layer NAME."
+        )
+    layers = [
+        _load_layer(root, entry)
+        for entry in sorted(folder.iterdir())
+        if not entry.name.startswith(".") and entry.is_dir() and _is_layer(entry)
+    ]
+    return Project(root=root, layers=Layers(layers), default_target=default_target)
+
+
+def _is_layer(folder: Path) -> bool:
+    return any((folder / name).exists() for name in ("requirements.txt", "requirements.in", OWN_CODE))
+
+
+def _load_layer(root: Path, folder: Path) -> Layer:
+    name = check_layer_name(folder.name, "layers/")
+    if not folder.resolve().is_relative_to(root / "layers"):
+        raise ConfigurationError(
+            f"layers/{name} is a link that leads out of layers/.", "Put the layer's folder itself there."
+        )
+    settings = read_layer_toml(folder / "layer.toml", f"layers/{name}/layer.toml")
+    sources = [folder / "requirements.in", folder / "requirements.txt"]
+    source = next((path for path in sources if path.exists()), None)
+    requirements = read_requirements(source, root) if source else ()
+    return Layer(name=name, requirements=requirements, has_own_code=(folder / OWN_CODE).is_dir(), **settings)
+
+
+# ---- layer.toml ----
+
+
+def read_layer_toml(path: Path, where: str) -> dict[str, Any]:
+    """The keys of a ``layer.toml`` as Layer's fields; nothing when the file does not exist."""
+    if not path.exists():
+        return {}
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"{where}: not valid TOML: {error}.") from error
+    settings: dict[str, Any] = {}
+    for key, value in content.items():
+        if key not in _KEYS:
+            raise ConfigurationError(f"{where}: unknown key {key!r}.", f"Known keys: {', '.join(_KEYS)}.")
+        settings[key] = _KEYS[key](value, f"{where}: {key}")
+    if ("max_size_mb" in settings) != ("limit_reason" in settings):
+        raise ConfigurationError(
+            f"{where}: max_size_mb and limit_reason go together.",
+            "A limit other than the usual one needs a reason, and a reason needs a limit.",
+        )
+    return settings
+
+
+def _text(value: object, where: str) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise ConfigurationError(f"{where} must be a text that is not empty, not {value!r}.")
+    return value
+
+
+def _texts(value: object, where: str) -> tuple[str, ...]:
+    if not isinstance(value, list) or not all(isinstance(item, str) and item.strip() for item in value):
+        raise ConfigurationError(f"{where} must be a list of texts, not {value!r}.")
+    return tuple(dict.fromkeys(value))
+
+
+def _positive(value: object, where: str) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ConfigurationError(f"{where} must be a whole number above 0 (MiB), not {value!r}.")
+    return value
+
+
+def _names(value: object, where: str) -> tuple[str, ...]:
+    return tuple(normalized(item) for item in _texts(value, where))
+
+
+def _runtimes(value: object, where: str) -> tuple[str, ...]:
+    return tuple(runtime_named(item, where).name for item in _texts(value, where))
+
+
+def _architectures(value: object, where: str) -> tuple[str, ...]:
+    return tuple(check_architecture(item, where) for item in _texts(value, where))
+
+
+_KEYS: dict[str, Callable[[object, str], Any]] = {
+    "description": _text,
+    "stack": _text,
+    "depends_on": _texts,
+    "runtimes": _runtimes,
+    "architectures": _architectures,
+    "max_size_mb": _positive,
+    "limit_reason": _text,
+    "allow_sdist": _names,
+}
+
+
+# ---- requirements files ----
+
+_COMMENT = re.compile(r"(^|\s+)#.*$")
+_INCLUDE = re.compile(r"(?:-r|--requirement)(?:\s+|=)(?P<path>\S+)")
+
+
+def read_requirements(path: Path, root: Path) -> tuple[Requirement, ...]:
+    """The requirements in ``path`` and the files it includes with ``-r``; ConfigurationError with file and line."""
+    requirements = tuple(_requirements(path, root, ()))
+    pins: dict[tuple[str, str], tuple[str, Requirement]] = {}
+    for requirement in requirements:
+        parsed = ParsedRequirement(requirement.text)
+        pinned = [clause for clause in parsed.specifier if clause.operator in ("==", "===")]
+        if not pinned:
+            continue
+        key = (requirement.name, str(parsed.marker or ""))
+        if key in pins:
+            earlier = pins[key][1]
+            raise ConfigurationError(
+                f"{requirement.where}: {requirement.text!r} pins {requirement.name} a second time; "
+                f"{earlier.where} has {earlier.text!r}.",
+                "Keep one of the two lines.",
+            )
+        pins[key] = (pinned[0].version, requirement)
+    return requirements
+
+
+def _requirements(path: Path, root: Path, including: tuple[Path, ...]) -> Iterator[Requirement]:
+    shown = path.relative_to(root).as_posix()
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"{shown}: can't be read as UTF-8 text: {error}.") from error
+    for number, line in _logical_lines(text):
+        where = f"{shown}:{number}"
+        include = _INCLUDE.fullmatch(line)
+        if include:
+            other = (path.parent / include["path"]).resolve()
+            if not other.is_relative_to(root):
+                raise ConfigurationError(f"{where}: {include['path']!r} lies outside of the project.")
+            if other == path or other in including:
+                raise ConfigurationError(f"{where}: {include['path']!r} includes itself.")
+            if not other.is_file():
+                raise ConfigurationError(f"{where}: {include['path']!r} does not exist.")
+            yield from _requirements(other, root, (*including, path))
+        else:
+            yield _requirement(line, where)
+
+
+def _logical_lines(text: str) -> Iterator[tuple[int, str]]:
+    """Lines as pip reads them: comments out, continued lines joined, blank ones left out; numbered from 1."""
+    start, parts = 0, []
+    for number, line in enumerate(text.splitlines(), 1):
+        start = start or number
+        continued = line.endswith("\\") and not line.lstrip().startswith("#")
+        parts.append(line[:-1] if continued else line)
+        if not continued:
+            joined = _COMMENT.sub("", "".join(parts)).strip()
+            if joined:
+                yield start, joined
+            start, parts = 0, []
+    joined = _COMMENT.sub("", "".join(parts)).strip()
+    if joined:
+        yield start, joined
+
+
+def _requirement(line: str, where: str) -> Requirement:
+    if "--hash" in line:
+        raise ConfigurationError(
+            f"{where}: hashes belong into the lock, which `inv lock` writes.",
+            "Where this file is compiled, put its source beside it as requirements.in: then that is read.",
+        )
+    option = line.split()[0]
+    if option.startswith("-"):
+        option = option.partition("=")[0]
+        raise ConfigurationError(
+            f"{where}: the option {option} is not for a layer's requirements.",
+            "Indexes are set for uv (UV_INDEX, UV_DEFAULT_INDEX or its configuration); own code goes into src/.",
+        )
+    try:
+        parsed = ParsedRequirement(line)
+    except InvalidRequirement as error:
+        reason = str(error).splitlines()[0].rstrip(".")
+        shown = re.sub(r"://[^/\s]*@", "://***@", line)
+        raise ConfigurationError(f"{where}: {shown!r} is not a requirement: {reason}.") from error
+    if parsed.url:
+        raise ConfigurationError(
+            f"{where}: {parsed.name} is asked for by address; a lock holds distributions of an index only.",
+            "Put it on an index that uv is set up for, or its code into src/.",
+        )
+    return Requirement(name=normalized(parsed.name), text=str(parsed), where=where)

@@ -1,0 +1,380 @@
+"""new, lock, build: from requirements to layers."""
+
+from __future__ import annotations
+
+import secrets
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import date
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from invoke.context import Context
+
+from layerkit.errors import CheckFailed, ConfigurationError
+
+from .settings import Settings, settings
+from .support import Outcome, say, task
+
+if TYPE_CHECKING:
+    from layerkit.building import Built
+    from layerkit.model import LockChange, Target
+    from layerkit.project import Project
+
+LAYER = "a layer's name; may be repeated (default: all layers)"
+RUNTIME = "the Lambda runtime, such as python3.12 (default: the setting layerkit.runtime)"
+ARCHITECTURE = "x86_64 or arm64 (default: the setting layerkit.architecture)"
+BLOCKED = "go on with a runtime that AWS refuses for new functions"
+JSON = "print one JSON document on stdout and nothing else there"
+
+
+@contextmanager
+def _changing(chosen: Settings, purpose: str) -> Iterator[Project]:
+    """The checkout, locked against a second process, with any half-made swap finished first."""
+    from layerkit.building import clear_work, finish_swap
+    from layerkit.files import checkout_lock
+
+    project = chosen.project()
+    with checkout_lock(project.state, purpose, lambda holder: say(f"waiting for {holder} to finish ...")):
+        if finish_swap(project):
+            say("an earlier build had been interrupted while it was put in place: finished now")
+        clear_work(project)
+        yield project
+
+
+@contextmanager
+def _scratch(project: Project) -> Iterator[Path]:
+    folder = project.state / "work" / secrets.token_hex(8)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _check_dates(target: Target, allow_blocked: bool) -> None:
+    from layerkit.runtimes import check_dates
+
+    for warning in check_dates(target, date.today(), allow_blocked=allow_blocked):
+        say(f"warning: {warning}")
+
+
+# ---- new ----
+
+
+@task(
+    iterable=["requirement"],
+    help={
+        "layer": "the new layer's name (letters, digits, '-', '_')",
+        "requirement": "a requirement as in requirements.txt, such as requests==2.32.4; may be repeated",
+        "json": JSON,
+    },
+)
+def new(ctx: Context, layer: str | None = None, requirement: Sequence[str] = (), json: bool = False) -> Outcome:
+    """Make a layer: its folder, requirements.txt, and its resource in template.yaml."""
+    from layerkit.creating import create_layer
+    from layerkit.files import checkout_lock
+
+    chosen = settings(ctx)
+    if layer is None:
+        raise ConfigurationError("--layer is missing: a new layer needs a name.", "For example: inv new --layer web")
+    with checkout_lock(chosen.root / ".layerkit", "inv new", lambda holder: say(f"waiting for {holder} ...")):
+        created = create_layer(chosen.root, layer, requirement, chosen.default_target)
+    document = {"schema": 1, "layer": layer, "folder": f"layers/{layer}", "template": created.template}
+
+    def show() -> None:
+        if created.folder:
+            print(f"{created.folder}/requirements.txt made, and a resource for it in {created.template}.")
+        else:
+            print(f"layers/{layer} was there already; its resource is in {created.template} now.")
+        print(f"Next: inv build --layer {layer}")
+
+    return Outcome(document, show)
+
+
+# ---- lock ----
+
+
+@task(
+    iterable=["layer", "package"],
+    help={
+        "layer": "a layer whose lock may change; may be repeated (default: all layers)",
+        "runtime": "lock for this runtime (default: the default target and every target that has locks)",
+        "architecture": "lock for this architecture (default: as for --runtime)",
+        "upgrade": "raise everything to the newest versions that the requirements allow",
+        "package": "raise this distribution only; may be repeated",
+        "check": "change nothing; exit with 3 when a lock is missing or not current",
+        "allow_blocked_runtime": BLOCKED,
+        "json": JSON,
+    },
+)
+def lock(
+    ctx: Context,
+    layer: Sequence[str] = (),
+    runtime: str | None = None,
+    architecture: str | None = None,
+    upgrade: bool = False,
+    package: Sequence[str] = (),
+    check: bool = False,
+    allow_blocked_runtime: bool = False,
+    json: bool = False,
+) -> Outcome:
+    """Work out one version of everything for the layers, and write each layer's lock."""
+    from layerkit.locking import locked_targets, stale
+    from layerkit.model import Target
+    from layerkit.runtimes import check_architecture, runtime_named
+
+    chosen = settings(ctx, runtime=runtime, architecture=architecture)
+    if check and (upgrade or package):
+        raise ConfigurationError("--check changes nothing, so it can't go with --upgrade or --package.")
+    if check:
+        project = chosen.project()
+        targets = (chosen.target,) if runtime or architecture else locked_targets(project)
+        names = project.selected(list(layer))
+        reasons = [
+            {"layer": name, "target": str(target), "reason": reason}
+            for target in targets
+            for stack in project.layers.stacks(names)
+            for name, reason in stale(
+                project, [one for one in project.layers.stack(stack) if not one.why_not(target)], target
+            ).items()
+            if name in names
+        ]
+
+        def show_check() -> None:
+            for entry in reasons:
+                print(f"{entry['layer']} ({entry['target']}): {entry['reason']}")
+            print("Run `inv lock` to bring the locks up to date." if reasons else "All locks are current.")
+
+        return Outcome({"schema": 1, "current": not reasons, "stale": reasons}, show_check, 3 if reasons else 0)
+
+    with _changing(chosen, "inv lock") as project:
+        project.selected(list(layer))
+        targets = (chosen.target,) if runtime or architecture else locked_targets(project)
+        for target in targets:
+            runtime_named(target.runtime, f"layers/*/locks/{target}.txt")
+            check_architecture(target.architecture, f"layers/*/locks/{target}.txt")
+            _check_dates(target, allow_blocked_runtime or target != chosen.target)
+        changes = _lock_all(project, targets, layer, upgrade, package)
+    document = {"schema": 1, "locks": [_change_document(change) for change in changes]}
+    assert all(isinstance(change.target, Target) for change in changes)
+    return Outcome(document, lambda: _show_changes(changes))
+
+
+def _lock_all(
+    project: Project, targets: Sequence[Target], layers: Sequence[str], upgrade: bool, packages: Sequence[str]
+) -> list[LockChange]:
+    from layerkit.installer import Uv
+    from layerkit.locking import lock as lock_layers
+
+    uv = Uv(project.root)
+    changes: list[LockChange] = []
+    with _scratch(project) as scratch:
+        # The default target comes first: a target without locks starts from its versions.
+        for target in targets:
+            changes += lock_layers(
+                project,
+                target,
+                layers=layers,
+                upgrade=upgrade,
+                packages=packages,
+                uv=uv,
+                scratch=scratch,
+                tell=say,
+            )
+    return changes
+
+
+def _change_document(change: LockChange) -> dict[str, Any]:
+    return {
+        "layer": change.layer,
+        "target": str(change.target),
+        "written": change.written,
+        "reason": change.reason,
+        "versions": {name: {"before": old, "after": new} for name, (old, new) in change.versions.items()},
+    }
+
+
+def _show_changes(changes: Sequence[LockChange]) -> None:
+    from layerkit.locking import describe_versions
+
+    for change in changes:
+        if change.versions:
+            what = describe_versions(change.versions)
+        elif change.written:
+            what = "no version changed; the lock records the new requirements"
+        else:
+            what = "unchanged"
+        print(f"{change.layer} ({change.target}): {what}")
+
+
+# ---- build ----
+
+
+@task(
+    iterable=["layer"],
+    help={
+        "layer": "a layer to build, with what it depends on; may be repeated (default: all layers)",
+        "runtime": RUNTIME,
+        "architecture": ARCHITECTURE,
+        "jobs": "how much to do side by side (default: one for each processor)",
+        "skip_validation": "let the layers in whatever their size and form (not recommended)",
+        "skip_optimization": "leave the trees as the wheels made them; the only way there is so far",
+        "clean": "build again even what is up to date",
+        "locked": "refuse when a lock is missing or not current, instead of locking first (for CI)",
+        "allow_blocked_runtime": BLOCKED,
+        "verbose": "say more on the way",
+        "json": JSON,
+    },
+)
+def build(
+    ctx: Context,
+    layer: Sequence[str] = (),
+    runtime: str | None = None,
+    architecture: str | None = None,
+    jobs: int = 0,
+    skip_validation: bool = False,
+    skip_optimization: bool = False,
+    clean: bool = False,
+    locked: bool = False,
+    allow_blocked_runtime: bool = False,
+    verbose: bool = False,
+    json: bool = False,
+) -> Outcome:
+    """Build layers from their locks: layers/<name>/python, and a zip with its manifest in dist/."""
+    from layerkit.building import Action, plan_build
+    from layerkit.building import build as build_layers
+    from layerkit.installer import Uv
+
+    from .output import progress
+
+    chosen = settings(ctx, runtime=runtime, architecture=architecture, jobs=jobs)
+    _check_dates(chosen.target, allow_blocked_runtime)
+    with _changing(chosen, "inv build") as project:
+        names = _for_target(project, chosen.target, layer)
+        _lock_first(project, chosen.target, names, locked)
+        plans = plan_build(project, chosen.target, names, force=clean)
+        if verbose:
+            for plan in plans:
+                say(f"{plan.layer.name}: {plan.action.value}{f' ({plan.reason})' if plan.reason else ''}")
+        if any(plan.action is Action.BUILD for plan in plans):
+            with progress(verbose) as tell:
+                built = build_layers(
+                    project, plans, uv=Uv(project.root), jobs=chosen.jobs, validate=not skip_validation, tell=tell
+                )
+        else:
+            built = build_layers(project, plans, uv=Uv(project.root), jobs=1, validate=not skip_validation)
+    return Outcome(_build_document(chosen.target, built), lambda: _show_built(chosen.target, built))
+
+
+def _for_target(project: Project, target: Target, named: Sequence[str]) -> tuple[str, ...]:
+    """The layers to build; those not named and not for ``target`` are left out, and that is said."""
+    names = []
+    for name in project.selected(list(named)):
+        why_not = project.layers[name].why_not(target)
+        if not why_not:
+            names.append(name)
+        elif named:
+            raise ConfigurationError(f"{name} is not for {target}: {why_not}.")
+        else:
+            say(f"{name} is left out: not for {target} ({why_not})")
+    for name in project.layers.with_dependencies(names):
+        why_not = project.layers[name].why_not(target)
+        if why_not:
+            raise ConfigurationError(f"a layer that is to be built depends on {name}, not for {target}: {why_not}.")
+    if not names:
+        raise ConfigurationError("there is no layer to build.", "Make one: inv new --layer NAME")
+    return tuple(names)
+
+
+def _lock_first(project: Project, target: Target, names: Sequence[str], locked: bool) -> None:
+    from layerkit.locking import stale
+
+    reasons: dict[str, str] = {}
+    for stack in project.layers.stacks(names):
+        members = [layer for layer in project.layers.stack(stack) if not layer.why_not(target)]
+        reasons.update(stale(project, members, target))
+    if not reasons:
+        return
+    shown = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
+    if locked:
+        raise CheckFailed(
+            f"the locks for {target} are not current ({shown}).", "Run `inv lock` and commit what it writes."
+        )
+    say(f"locking first ({shown})")
+    for change in _lock_all(project, [target], (), upgrade=False, packages=()):
+        if change.written:
+            say(f"  {project.relative(project.lock_path(change.layer, target))} written")
+
+
+def _build_document(target: Target, built: Sequence[Built]) -> dict[str, Any]:
+    from layerkit.manifests import manifest_document
+
+    return {
+        "schema": 1,
+        "target": str(target),
+        "layers": [
+            {
+                "layer": result.plan.layer.name,
+                "action": result.plan.action.value,
+                "reason": result.plan.reason,
+                "seconds": round(result.seconds, 3),
+                "limit_mb": result.plan.layer.max_size_mb,
+                "limit_reason": result.plan.layer.limit_reason,
+                "findings": [
+                    {"check": found.check, "severity": found.severity.value, "message": found.message}
+                    for found in result.findings
+                ],
+                "manifest": manifest_document(result.manifest),
+            }
+            for result in built
+        ],
+    }
+
+
+def _show_built(target: Target, built: Sequence[Built]) -> None:
+    from layerkit.building import Action
+
+    from .output import findings, size, table
+
+    outcome = {Action.BUILD: "built", Action.RELABEL: "up to date, relabelled", Action.NOTHING: "up to date"}
+    rows = []
+    for result in built:
+        manifest = result.manifest
+        limit = f"{result.plan.layer.max_size_mb} MiB{' *' if result.plan.layer.limit_reason else ''}"
+        rows.append(
+            (
+                result.plan.layer.name,
+                outcome[result.plan.action],
+                size(manifest.tree.size),
+                limit,
+                size(manifest.zip.size),
+                str(len(manifest.distributions)),
+                f"{result.seconds:.1f} s" if result.seconds else "",
+                manifest.zip.sha256[:12],
+            )
+        )
+    columns = ("Layer", "Result", "Unzipped", "Limit", "Zip", "Packages", "Time", "SHA-256")
+    table(f"Layers for {target}", columns, rows, right=("Unzipped", "Limit", "Zip", "Packages", "Time"))
+    for result in built:
+        if result.plan.layer.limit_reason:
+            print(f"* {result.plan.layer.name}: {result.plan.layer.limit_reason}")
+        for note in result.manifest.notes:
+            print(f"note: {result.plan.layer.name}: {note}")
+    findings([found for result in built for found in result.findings])
+    _show_total(built)
+
+
+def _show_total(built: Sequence[Built]) -> None:
+    """What a function with all of these layers would take; that they can't all be attached is worth knowing here."""
+    from layerkit.runtimes import limits
+
+    from .output import size
+
+    total = sum(result.manifest.tree.size for result in built)
+    allowed = limits()["function_unzipped"]
+    if len(built) > 1:
+        verdict = f"within the {size(allowed)} that Lambda allows a function with its layers"
+        if total > allowed:
+            verdict = f"over the {size(allowed)} that Lambda allows: no function can attach all of them"
+        print(f"Together {size(total)} unzipped ({total:,} bytes), {verdict}.")

@@ -1,0 +1,9 @@
+"""The whole surface in one place: every task, and every setting with its default."""
+
+from invoke.collection import Collection
+
+from .building import build, lock, new
+from .settings import DEFAULTS
+
+ns = Collection(build, lock, new)
+ns.configure({"layerkit": DEFAULTS})

@@ -1,0 +1,76 @@
+"""What a checkout is set to: Invoke's own configuration, checked, and where the checkout is."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from invoke.context import Context
+
+from layerkit.errors import ConfigurationError
+from layerkit.model import Target
+from layerkit.project import Project, load_project
+from layerkit.runtimes import check_architecture, runtime_named
+
+DEFAULTS: dict[str, Any] = {
+    "runtime": "python3.13",
+    "architecture": "x86_64",
+    "jobs": 0,
+}
+"""Every setting under ``layerkit:`` and its default. ``jobs`` 0 means one for each processor."""
+
+
+def find_root() -> Path:
+    """The checkout: LAYERKIT_ROOT, else the one these tasks lie in, else the nearest folder above with ``layers/``."""
+    named = os.environ.get("LAYERKIT_ROOT")
+    if named:
+        return Path(named).resolve()
+    own = Path(__file__).resolve().parent.parent
+    if (own / "tasks.py").exists():
+        return own
+    here = Path.cwd().resolve()
+    return next((folder for folder in (here, *here.parents) if (folder / "layers").is_dir()), here)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The settings that hold for one call: flags before environment before invoke.yaml before defaults."""
+
+    root: Path
+    default_target: Target
+    target: Target
+    jobs: int
+
+    def project(self) -> Project:
+        return load_project(self.root, self.default_target)
+
+
+def settings(ctx: Context, *, runtime: str | None = None, architecture: str | None = None, jobs: int = 0) -> Settings:
+    """Read and check the settings; ConfigurationError names the setting or flag that is wrong."""
+    configured = dict(ctx.config.get("layerkit") or {})
+    unknown = sorted(set(configured) - set(DEFAULTS))
+    if unknown:
+        known = ", ".join(DEFAULTS)
+        raise ConfigurationError(f"layerkit.{unknown[0]} is not a setting.", f"Known under layerkit: {known}.")
+    values = {**DEFAULTS, **configured}
+    for key, default in DEFAULTS.items():
+        if not isinstance(values[key], type(default)):
+            kind = "a whole number" if isinstance(default, int) else "a text"
+            raise ConfigurationError(f"layerkit.{key} must be {kind}, not {values[key]!r}.")
+    default_target = _target(values["runtime"], values["architecture"], "layerkit.runtime", "layerkit.architecture")
+    target = _target(
+        default_target.runtime if runtime is None else runtime,
+        default_target.architecture if architecture is None else architecture,
+        "--runtime",
+        "--architecture",
+    )
+    wanted = jobs or values["jobs"] or os.cpu_count() or 1
+    if wanted < 1:
+        raise ConfigurationError(f"--jobs must be 1 or more, not {wanted}.")
+    return Settings(find_root(), default_target, target, wanted)
+
+
+def _target(runtime: str, architecture: str, runtime_from: str, architecture_from: str) -> Target:
+    return Target(runtime_named(runtime, runtime_from).name, check_architecture(architecture, architecture_from))

@@ -1,0 +1,124 @@
+"""What every task shares: the decorator, its outcome, and how errors become exits.
+
+A task's body returns an ``Outcome``: a document for ``--json``, a function that shows the same to a person, and an
+exit code. The decorator prints one or the other. An error of ours becomes its message on stderr and its exit code.
+"""
+
+from __future__ import annotations
+
+import functools
+import json as json_module
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from invoke.context import Context
+from invoke.exceptions import Exit
+from invoke.parser import Argument
+from invoke.tasks import Task
+from invoke.tasks import task as invoke_task
+
+from layerkit.errors import LayerkitError
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a task has to say: as a JSON document, for a person, and as an exit code."""
+
+    document: Mapping[str, Any]
+    show: Callable[[], None]
+    exit_code: int = 0
+
+
+class Values(Argument):
+    """A flag that may be repeated and needs a value each time.
+
+    Invoke starts a list argument with an empty list, so it can't tell ``--layer`` without a value from no ``--layer``
+    at all, and the first would mean "all layers". Without a raw value to start with, its own check works.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.raw_value = None
+
+
+class LayerTask(Task[Callable[..., Any]]):
+    """A task with no one-letter flags but those it declares, whose repeatable flags need values."""
+
+    def get_arguments(self, ignore_unknown_help: bool | None = None) -> list[Argument]:
+        described = dict(self.help)
+        arguments = super().get_arguments(ignore_unknown_help)
+        self.help = described  # Invoke empties it, and a second look at the same task would find no help
+        return [self._strict(argument) if argument.kind is list else argument for argument in arguments]
+
+    @staticmethod
+    def _strict(argument: Argument) -> Argument:
+        return Values(
+            names=argument.names,
+            kind=list,
+            default=argument.default,
+            help=argument.help,
+            attr_name=argument.attr_name,
+        )
+
+
+def task(**options: Any) -> Callable[[Callable[..., Outcome | None]], LayerTask]:
+    """``@task(help=..., iterable=...)`` for a body that returns an Outcome; a ``json`` parameter makes it a reporter."""
+
+    def wrap(body: Callable[..., Outcome | None]) -> LayerTask:
+        @functools.wraps(body)
+        def run(ctx: Context, *args: Any, **flags: Any) -> None:
+            as_json = bool(flags.get("json"))
+            with _one_document() if as_json else _plain() as write:
+                try:
+                    outcome = body(ctx, *args, **flags)
+                except LayerkitError as error:
+                    if as_json:
+                        shown = {"message": error.message, "hint": error.hint, "exit_code": error.exit_code}
+                        write(json_module.dumps({"schema": 1, "error": shown}, indent=2) + "\n")
+                    raise Exit(f"layerkit: {error}", code=error.exit_code) from error
+                if outcome is None:
+                    return
+                if as_json:
+                    write(json_module.dumps(outcome.document, indent=2) + "\n")
+                else:
+                    outcome.show()
+            if outcome.exit_code:
+                raise Exit(code=outcome.exit_code)
+
+        made: LayerTask = invoke_task(klass=LayerTask, auto_shortflags=False, **options)(run)
+        return made
+
+    return wrap
+
+
+@contextmanager
+def _plain() -> Iterator[Callable[[str], None]]:
+    yield lambda text: None
+
+
+@contextmanager
+def _one_document() -> Iterator[Callable[[str], None]]:
+    """Keep the real stdout for one document: what this process and its children print meanwhile goes to stderr."""
+    sys.stdout.flush()
+    kept = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        yield lambda text: _write_all(kept, text.encode())
+    finally:
+        sys.stdout.flush()
+        os.dup2(kept, 1)
+        os.close(kept)
+
+
+def _write_all(descriptor: int, data: bytes) -> None:
+    while data:
+        data = data[os.write(descriptor, data) :]
+
+
+def say(message: str) -> None:
+    """One line for a person on stderr, where it does not mix with what was asked for."""
+    print(message, file=sys.stderr, flush=True)
