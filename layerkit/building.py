@@ -221,11 +221,13 @@ def _build_all(
             future.result()
         return tuple(future.result() for future in futures)
     except BaseException:
+        # A layer that waits for an installer or for compressed files is told so, and its thread ends.
         end_all()
+        compressing.shutdown(wait=False, cancel_futures=True)
         raise
     finally:
         layering.shutdown(cancel_futures=True)
-        compressing.shutdown(cancel_futures=True)
+        compressing.shutdown()
         if cache:
             cache.close()
 

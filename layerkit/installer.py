@@ -95,7 +95,7 @@ class Uv:
         options += ["--upgrade"] if upgrade else [f"--upgrade-package={name}" for name in upgrade_packages]
         options += [f"--no-emit-package={name}" for name in projects]
         self._compile([*options, *_for_target(target), *_binaries(from_sdist)], folder)
-        pins = re.findall(r"^([A-Za-z0-9._-]+)==([^ ;\\]+)", (folder / "pins.txt").read_text(), re.MULTILINE)
+        pins = re.findall(r"^([A-Za-z0-9._-]+)==([^\s;\\]+)", (folder / "pins.txt").read_text(), re.MULTILINE)
         return {normalized(name): version for name, version in pins}
 
     def locked(
@@ -143,7 +143,7 @@ class Uv:
             listed = scratch / f"install-{'sdists' if group is sdists else 'wheels'}.txt"
             listed.write_text("".join(render_requirement(package) for package in group))
             command = ["pip", "install", "--no-deps", "--require-hashes", "--link-mode=copy", "--no-compile-bytecode"]
-            command += [*_for_target(target), *options, "--target", str(into), "--requirement", str(listed)]
+            command += ["--quiet", *_for_target(target), *options, "--target", str(into), "--requirement", str(listed)]
             done = run([self.program, *command, "--offline"], cwd=self.root, env=_build_environment())
             if done.code != 0:
                 done = run([self.program, *command], cwd=self.root, env=_build_environment())
@@ -195,7 +195,8 @@ def _build_backends() -> Path:
 
 def _build_options() -> list[str]:
     """How a source distribution is built: with pinned backends."""
-    return [f"--build-constraints={_build_backends()}", "--require-build-hashes"]
+    required = ["--require-build-hashes", "--preview-features=build-dependency-hashes"]
+    return [f"--build-constraints={_build_backends()}", *required]
 
 
 def _build_environment() -> dict[str, str]:
@@ -252,8 +253,11 @@ def _install_error(stderr: str, packages: Sequence[Package]) -> ExternalError | 
         )
     failed = next((package for package in packages if package.sdist and package.name in explanation), None)
     if failed and re.search(r"build|compil", explanation, re.IGNORECASE) and not _UNREACHABLE.search(explanation):
+        # Of a build's whole log, the backend's own last words say what it missed.
+        reasons = re.findall(r"^\s*(?:error|\S*Error): .*$", explanation, re.MULTILINE)
+        reason = reasons[-1].strip()[:300] if reasons else explanation.splitlines()[0]
         return ConfigurationError(
-            f"{failed} can't be built as a pure-Python distribution:\n{explanation}",
+            f"{failed} can't be built as a pure-Python distribution: {reason}",
             "layerkit compiles nothing. Use a version with a wheel, or build a wheel and put it on an index of yours.",
         )
     return ExternalError(

@@ -340,13 +340,6 @@ class _Resolution:
 
     def _no_wheel(self, missing: NoWheel) -> ConfigurationError:
         newest = self.uv.newest_with_wheel(missing.name, self.target, self.scratch / "newest")
-        lines = [
-            f"{requirement.text} ({requirement.where})"
-            for layer in self.layers
-            for requirement in layer.requirements
-            if requirement.name == missing.name
-        ]
-        asked = f", asked for by {' and '.join(lines)}" if lines else ""
         if newest:
             hint = f"The newest version that has one is {newest}: ask for {missing.name}=={newest}, or for a range."
         else:
@@ -354,7 +347,16 @@ class _Resolution:
                 f"No version of {missing.name} has one. If it is pure Python, add allow_sdist = "
                 f'["{missing.name}"] to the layer\'s layer.toml; else build a wheel and put it on an index of yours.'
             )
-        return ConfigurationError(f"{missing.asked} has no wheel for {self.target}{asked}.", hint)
+        return ConfigurationError(f"{missing.asked} has no wheel for {self.target}{self._asked_for_by(missing.name)}.", hint)
+
+    def _asked_for_by(self, name: str) -> str:
+        lines = [
+            f"{requirement.text} ({requirement.where})"
+            for layer in self.layers
+            for requirement in layer.requirements
+            if requirement.name == normalized(name)
+        ]
+        return f", asked for by {' and '.join(lines)}" if lines else ""
 
     def _conflict(self, explanation: str, kept: Mapping[str, str]) -> ConfigurationError:
         where = {
@@ -362,27 +364,39 @@ class _Resolution:
             for layer in self.layers
             for requirement in layer.requirements
         }
+        missing = re.search(r"([A-Za-z0-9._-]+) was not found in the package registry", explanation)
+        if missing:
+            return ConfigurationError(
+                f"no index that uv is set up for has a distribution called {missing[1]}"
+                f"{self._asked_for_by(missing[1])}.",
+                "Is the name right? Private indexes are set for uv (UV_INDEX, UV_DEFAULT_INDEX or its configuration).",
+            )
         sides = []
         for project, needed in re.findall(rf"({_PROJECT}\d+)==0 depends on ([A-Za-z0-9._-]+)", explanation):
             layer, requirement = where.get((project, normalized(needed)), (None, None))
             if layer and requirement:
                 sides.append(f"{layer.name} asks for {requirement.text} ({requirement.where})")
-        message = f"the layers can't have one version of everything for {self.target}"
-        message += ": " + "; ".join(dict.fromkeys(sides)) + "." if sides else "."
-        hint = "Loosen one of these requirements, or give one of the layers a `stack` of its own in layer.toml."
+        sides = list(dict.fromkeys(sides))
+        several = len({side.split(" ", 1)[0] for side in sides}) > 1
+        problem = "the layers can't have one version of everything" if several else "the requirements can't be met"
+        message = f"{problem} for {self.target}{': ' if sides else ''}{'; '.join(sides)}."
+        hint = "Loosen one of these requirements."
+        if several:
+            hint = "Loosen one of these requirements, or give one of the layers a `stack` of its own in layer.toml."
         if kept:
             hint = "Layers not named with --layer keep their versions: leave --layer out to let all change.\n" + hint
         return ConfigurationError(f"{message}\n{self._in_plain_words(explanation)}", hint)
 
     def _in_plain_words(self, explanation: str) -> str:
         """uv's explanation without the projects that stand for layers."""
-        text = explanation.split("cause:", 1)[-1].split("\nhint:", 1)[0]
+        text = " ".join(explanation.split("cause:", 1)[-1].split("\nhint:", 1)[0].split())
         text = re.sub(rf"only ({_PROJECT}\d+)(==0)? is available and ", "", text)
         text = re.sub(rf" and only {_PROJECT}\d+(==0)? is available", "", text)
         text = re.sub(rf"all versions of ({_PROJECT}\d+)", r"\1", text)
+        text = re.sub(rf", we can conclude that {_PROJECT}\d+ depend on [^,]*?\. And because", " and", text)
         for name, project in self.projects.items():
             text = re.sub(rf"{re.escape(project)}(==0)?(?!\d)", f"layer {name}", text)
-        return " ".join(text.split())
+        return text
 
 
 def describe_versions(versions: Mapping[str, tuple[str | None, str | None]]) -> str:

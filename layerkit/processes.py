@@ -13,6 +13,7 @@ from pathlib import Path
 from layerkit.errors import ExternalError
 
 _live: set[subprocess.Popen[str]] = set()
+_ended: set[subprocess.Popen[str]] = set()
 _lock = threading.Lock()
 
 
@@ -29,7 +30,7 @@ def run(command: Sequence[str | Path], *, cwd: Path, env: Mapping[str, str] | No
     """Run ``command`` to its end and return what happened, whatever its exit code.
 
     Files it makes are readable by others whatever this process's umask, since they may end up on Lambda.
-    Raises ExternalError when the program can't be started.
+    Raises ExternalError when the program can't be started, or when ``end_all`` ended it.
     """
     arguments = [str(word) for word in command]
     try:
@@ -57,6 +58,10 @@ def run(command: Sequence[str | Path], *, cwd: Path, env: Mapping[str, str] | No
     finally:
         with _lock:
             _live.discard(process)
+            ended = process in _ended
+            _ended.discard(process)
+    if ended:
+        raise ExternalError(f"{arguments[0]} was ended together with this program.")
     return Completed(process.returncode, stdout, stderr)
 
 
@@ -65,6 +70,7 @@ def end_all() -> None:
     with _lock:
         for process in _live:
             process.terminate()
+            _ended.add(process)
 
 
 def without_secrets(text: str) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,7 +62,7 @@ class Project:
         """``path`` as it is shown to people and written into manifests: below the root, with forward slashes."""
         return path.relative_to(self.root).as_posix()
 
-    def selected(self, names: list[str]) -> tuple[str, ...]:
+    def selected(self, names: Sequence[str]) -> tuple[str, ...]:
         """The layers named (each once, dependencies first), or all when none is; ConfigurationError for a stranger."""
         for name in names:
             if name not in self.layers:

@@ -70,7 +70,7 @@ def _check_dates(target: Target, allow_blocked: bool) -> None:
         "json": JSON,
     },
 )
-def new(ctx: Context, layer: str | None = None, requirement: Sequence[str] = (), json: bool = False) -> Outcome:
+def new(ctx: Context, layer: str | None = None, requirement: Sequence[str] | None = None, json: bool = False) -> Outcome:
     """Make a layer: its folder, requirements.txt, and its resource in template.yaml."""
     from layerkit.creating import create_layer
     from layerkit.files import checkout_lock
@@ -79,7 +79,7 @@ def new(ctx: Context, layer: str | None = None, requirement: Sequence[str] = (),
     if layer is None:
         raise ConfigurationError("--layer is missing: a new layer needs a name.", "For example: inv new --layer web")
     with checkout_lock(chosen.root / ".layerkit", "inv new", lambda holder: say(f"waiting for {holder} ...")):
-        created = create_layer(chosen.root, layer, requirement, chosen.default_target)
+        created = create_layer(chosen.root, layer, requirement or (), chosen.default_target)
     document = {"schema": 1, "layer": layer, "folder": f"layers/{layer}", "template": created.template}
 
     def show() -> None:
@@ -110,18 +110,17 @@ def new(ctx: Context, layer: str | None = None, requirement: Sequence[str] = (),
 )
 def lock(
     ctx: Context,
-    layer: Sequence[str] = (),
+    layer: Sequence[str] | None = None,
     runtime: str | None = None,
     architecture: str | None = None,
     upgrade: bool = False,
-    package: Sequence[str] = (),
+    package: Sequence[str] | None = None,
     check: bool = False,
     allow_blocked_runtime: bool = False,
     json: bool = False,
 ) -> Outcome:
     """Work out one version of everything for the layers, and write each layer's lock."""
     from layerkit.locking import locked_targets, stale
-    from layerkit.model import Target
     from layerkit.runtimes import check_architecture, runtime_named
 
     chosen = settings(ctx, runtime=runtime, architecture=architecture)
@@ -130,7 +129,7 @@ def lock(
     if check:
         project = chosen.project()
         targets = (chosen.target,) if runtime or architecture else locked_targets(project)
-        names = project.selected(list(layer))
+        names = project.selected(layer or ())
         reasons = [
             {"layer": name, "target": str(target), "reason": reason}
             for target in targets
@@ -149,15 +148,14 @@ def lock(
         return Outcome({"schema": 1, "current": not reasons, "stale": reasons}, show_check, 3 if reasons else 0)
 
     with _changing(chosen, "inv lock") as project:
-        project.selected(list(layer))
+        project.selected(layer or ())
         targets = (chosen.target,) if runtime or architecture else locked_targets(project)
         for target in targets:
             runtime_named(target.runtime, f"layers/*/locks/{target}.txt")
             check_architecture(target.architecture, f"layers/*/locks/{target}.txt")
             _check_dates(target, allow_blocked_runtime or target != chosen.target)
-        changes = _lock_all(project, targets, layer, upgrade, package)
+        changes = _lock_all(project, targets, layer or (), upgrade, package or ())
     document = {"schema": 1, "locks": [_change_document(change) for change in changes]}
-    assert all(isinstance(change.target, Target) for change in changes)
     return Outcome(document, lambda: _show_changes(changes))
 
 
@@ -229,7 +227,7 @@ def _show_changes(changes: Sequence[LockChange]) -> None:
 )
 def build(
     ctx: Context,
-    layer: Sequence[str] = (),
+    layer: Sequence[str] | None = None,
     runtime: str | None = None,
     architecture: str | None = None,
     jobs: int = 0,
@@ -251,7 +249,7 @@ def build(
     chosen = settings(ctx, runtime=runtime, architecture=architecture, jobs=jobs)
     _check_dates(chosen.target, allow_blocked_runtime)
     with _changing(chosen, "inv build") as project:
-        names = _for_target(project, chosen.target, layer)
+        names = _for_target(project, chosen.target, layer or ())
         _lock_first(project, chosen.target, names, locked)
         plans = plan_build(project, chosen.target, names, force=clean)
         if verbose:
@@ -270,7 +268,7 @@ def build(
 def _for_target(project: Project, target: Target, named: Sequence[str]) -> tuple[str, ...]:
     """The layers to build; those not named and not for ``target`` are left out, and that is said."""
     names = []
-    for name in project.selected(list(named)):
+    for name in project.selected(named):
         why_not = project.layers[name].why_not(target)
         if not why_not:
             names.append(name)

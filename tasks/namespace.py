@@ -3,7 +3,8 @@
 from invoke.collection import Collection
 
 from .building import build, lock, new
+from .developing import bench, lint, test
 from .settings import DEFAULTS
 
-ns = Collection(build, lock, new)
+ns = Collection(build, lock, new, test, lint, bench)
 ns.configure({"layerkit": DEFAULTS})

@@ -22,7 +22,7 @@ from layerkit.processes import end_all
 
 from .namespace import ns
 from .settings import find_root
-from .support import Values
+from .support import Flag
 
 USAGE = 2
 
@@ -58,10 +58,16 @@ class Program(InvokeProgram):
         _usage(lambda: super(Program, self).parse_cleanup())
 
     def update_config(self, merge: bool = True) -> None:
+        named = self.args.config.value
+        if named and not os.path.exists(named):  # Invoke goes on as if nothing had been said
+            raise Exit(f"layerkit: --config: {named} does not exist.", code=USAGE)
         _configuration(lambda: super(Program, self).update_config(merge))
 
     def execute(self) -> None:
-        # The environment is read at the start of execution, where a value of the wrong kind shows.
+        # The executor reads the environment for each task; a value of the wrong kind is better said before.
+        trial = self.config.clone()
+        trial.load_collection(self.collection.configuration())
+        _configuration(trial.load_shell_env, "a setting in the environment (INVOKE_LAYERKIT_...)")
         super().execute()
 
     def _refuse_missing_values(self) -> None:
@@ -75,7 +81,7 @@ class Program(InvokeProgram):
         counted: Counter[str] = Counter()
         for context in self.tasks:
             for argument in context.args.values():
-                if isinstance(argument, Values):
+                if isinstance(argument, Flag) and argument.kind is list:
                     counted[f"--{argument.names[0]}"] += len(argument.value)
         return counted
 
@@ -93,15 +99,15 @@ def _usage(parse: Callable[[], None]) -> None:
         raise
 
 
-def _configuration(load: Callable[[], None]) -> None:
-    """A configuration file that can't be read is one line and exit code 2."""
+def _configuration(load: Callable[[], None], what: str = "the configuration") -> None:
+    """A configuration that can't be read is one line and exit code 2."""
     from invoke.vendor.yaml import YAMLError
 
     try:
         load()
     except (YAMLError, OSError, ValueError) as error:
         shown = " ".join(str(error).split())
-        raise Exit(f"layerkit: the configuration can't be read: {shown}", code=USAGE) from error
+        raise Exit(f"layerkit: {what} can't be read: {shown}", code=USAGE) from error
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -132,3 +138,8 @@ def main(argv: list[str] | None = None) -> int:
         code: Any = exit_.code
         return code if isinstance(code, int) else 0 if code is None else 1
     return 0
+
+
+def run() -> None:
+    """The ``layerkit`` command of the wheel."""
+    sys.exit(main())

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from invoke.context import Context
-from invoke.exceptions import Exit
+from invoke.exceptions import Exit, ParseError
 from invoke.parser import Argument
 from invoke.tasks import Task
 from invoke.tasks import task as invoke_task
@@ -33,36 +33,45 @@ class Outcome:
     exit_code: int = 0
 
 
-class Values(Argument):
-    """A flag that may be repeated and needs a value each time.
-
-    Invoke starts a list argument with an empty list, so it can't tell ``--layer`` without a value from no ``--layer``
-    at all, and the first would mean "all layers". Without a raw value to start with, its own check works.
-    """
+class Flag(Argument):
+    """A flag whose mistakes read well: Invoke's own message would show the object, or be a traceback."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
-        self.raw_value = None
+        if self.kind is list:
+            # Invoke starts a list with an empty one, so it can't tell `--layer` without a value from no `--layer` at
+            # all, and the first would mean "all layers". Without a raw value to start with, its own check works.
+            self.raw_value = None
+
+    def __repr__(self) -> str:
+        return f"--{self.names[0]}"
+
+    def set_value(self, value: Any, cast: bool = True) -> None:
+        try:
+            super().set_value(value, cast)
+        except ValueError:
+            raise ParseError(f"{self} needs a whole number, not {value!r}.") from None
 
 
 class LayerTask(Task[Callable[..., Any]]):
-    """A task with no one-letter flags but those it declares, whose repeatable flags need values."""
+    """A task with no accidental one-letter flags, and with flags of our own class."""
 
     def get_arguments(self, ignore_unknown_help: bool | None = None) -> list[Argument]:
         described = dict(self.help)
         arguments = super().get_arguments(ignore_unknown_help)
         self.help = described  # Invoke empties it, and a second look at the same task would find no help
-        return [self._strict(argument) if argument.kind is list else argument for argument in arguments]
-
-    @staticmethod
-    def _strict(argument: Argument) -> Argument:
-        return Values(
-            names=argument.names,
-            kind=list,
-            default=argument.default,
-            help=argument.help,
-            attr_name=argument.attr_name,
-        )
+        return [
+            Flag(
+                names=argument.names,
+                kind=argument.kind,
+                default=argument.default,
+                help=argument.help,
+                attr_name=argument.attr_name,
+                positional=argument.positional,
+                optional=argument.optional,
+            )
+            for argument in arguments
+        ]
 
 
 def task(**options: Any) -> Callable[[Callable[..., Outcome | None]], LayerTask]:
