@@ -17,6 +17,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from hashlib import sha256
 from importlib.metadata import version
+from itertools import pairwise
 from pathlib import Path
 from threading import Lock as ThreadLock
 from typing import BinaryIO
@@ -100,7 +101,7 @@ def write_zip(
     what a plain zip can't hold (two files of one path, more than 65,535 files, 4 GiB).
     """
     ordered = sorted(sources, key=lambda source: source.path)
-    for first, second in zip(ordered, ordered[1:], strict=False):
+    for first, second in pairwise(ordered):
         if first.path == second.path:
             raise ConfigurationError(f"{path.name}: {first.path} is there twice.")
     if len(ordered) > 0xFFFF or sum(source.size for source in ordered) >= 1 << 32:
@@ -129,9 +130,7 @@ def write_zip(
         for header in central:
             output.write(header)
         length = output.position - start
-        output.write(
-            struct.pack("<IHHHHIIH", 0x06054B50, 0, 0, len(central), len(central), length, start, 0)
-        )
+        output.write(struct.pack("<IHHHHIIH", 0x06054B50, 0, 0, len(central), len(central), length, start, 0))
         file.flush()
         os.fsync(file.fileno())
     if adding:
@@ -153,9 +152,7 @@ class _Hashing:
         self.position += len(data)
 
 
-def _packed(
-    sources: Sequence[Source], pool: ThreadPoolExecutor, cache: CompressedFiles | None
-) -> Iterator[_Member]:
+def _packed(sources: Sequence[Source], pool: ThreadPoolExecutor, cache: CompressedFiles | None) -> Iterator[_Member]:
     """The sources compressed, in their order, with a bounded number of bytes under way."""
     under_way: deque[tuple[int, Future[list[_Member]]]] = deque()
     waiting = 0
@@ -193,7 +190,7 @@ def _compress(sources: Sequence[Source], cache: CompressedFiles | None) -> list[
     for source in sources:
         content = source.read()
         digest = sha256(content).digest()
-        kept = cache.find(digest, len(content)) if cache else None
+        kept = cache.find(digest) if cache else None
         if kept:
             crc, data = kept
         else:
@@ -246,7 +243,9 @@ class CompressedFiles:
     were not there. The least recently used packs go when all together pass 2 GiB.
     """
 
-    _RECORD = struct.Struct("<32sQIII")  # digest of the content; offset, length, CRC of the compressed; CRC of the content
+    _RECORD = struct.Struct(
+        "<32sQIII"
+    )  # digest of the content; offset, length, CRC of the compressed; CRC of the content
 
     def __init__(self, cache: Path) -> None:
         self._folder = cache / compressor_name()
@@ -267,7 +266,7 @@ class CompressedFiles:
             for key, *where in self._RECORD.iter_unpack(records):
                 self._index[key] = (pack, *where)
 
-    def find(self, digest: bytes, size: int) -> tuple[int, bytes] | None:
+    def find(self, digest: bytes) -> tuple[int, bytes] | None:
         """The CRC-32 of the content and its deflated bytes; None where they are not kept."""
         found = self._index.get(digest)
         if not found:

@@ -336,9 +336,7 @@ def _validated(project: Project, result: Built, staged: Path) -> Built:
     archive = staged / plan.layer.name / "layer.zip"
     if not archive.exists():
         archive = project.zip_path(plan.layer.name, plan.lock.target)
-    return replace(
-        result, findings=(*check_size(plan.layer, result.manifest), *check_zip(plan.layer, archive))
-    )
+    return replace(result, findings=(*check_size(plan.layer, result.manifest), *check_zip(plan.layer, archive)))
 
 
 # ---- the swap ----

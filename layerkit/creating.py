@@ -68,6 +68,8 @@ def _make_folder(root: Path, folder: Path, requirements: Sequence[str]) -> None:
         beside.rename(folder)
     except ConfigurationError as error:
         number = int(error.message.split(":", 2)[1])
-        raise ConfigurationError(f"--requirement {requirements[number - 2]!r}:{error.message.split(':', 2)[2]}") from None
+        raise ConfigurationError(
+            f"--requirement {requirements[number - 2]!r}:{error.message.split(':', 2)[2]}"
+        ) from None
     finally:
         shutil.rmtree(beside, ignore_errors=True)

@@ -29,7 +29,7 @@ _NO_WHEEL = re.compile(
     r"(?P<name>[A-Za-z0-9._-]+)(?P<version>[<>=!~][^ ,]*)? (?:have|has) no (?:usable wheels|wheels with a matching)"
 )
 _UNREACHABLE = re.compile(
-    r"error sending request|Failed to fetch|dns error|Could not connect|timed out|network (was|connectivity) (is )?disabled",
+    r"error sending request|Failed to fetch|dns error|Could not connect|timed out|network was disabled",
     re.IGNORECASE,
 )
 

@@ -317,7 +317,7 @@ class _Resolution:
                 package = earlier  # a file added to the index since is no reason to change the lock
             if package.sdist and package.name not in layer.allow_sdist:
                 raise ConfigurationError(
-                    f"layers/{layer.name}/layer.toml: {package} comes as source only, and allow_sdist does not name it.",
+                    f"layers/{layer.name}/layer.toml: {package} has no wheel, and allow_sdist does not name it.",
                     f'Add allow_sdist = ["{package.name}"] there if it is pure Python.',
                 )
             packages.append(package)
@@ -347,7 +347,9 @@ class _Resolution:
                 f"No version of {missing.name} has one. If it is pure Python, add allow_sdist = "
                 f'["{missing.name}"] to the layer\'s layer.toml; else build a wheel and put it on an index of yours.'
             )
-        return ConfigurationError(f"{missing.asked} has no wheel for {self.target}{self._asked_for_by(missing.name)}.", hint)
+        return ConfigurationError(
+            f"{missing.asked} has no wheel for {self.target}{self._asked_for_by(missing.name)}.", hint
+        )
 
     def _asked_for_by(self, name: str) -> str:
         lines = [

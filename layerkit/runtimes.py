@@ -42,9 +42,7 @@ def check_architecture(name: str, where: str) -> str:
     """``name`` itself; ConfigurationError, beginning with ``where``, when Lambda has no such architecture."""
     known = next(iter(runtimes().values())).platforms
     if name not in known:
-        raise ConfigurationError(
-            f"{where}: {name!r} is not an architecture of Lambda.", f"Known: {', '.join(known)}."
-        )
+        raise ConfigurationError(f"{where}: {name!r} is not an architecture of Lambda.", f"Known: {', '.join(known)}.")
     return name
 
 
@@ -64,7 +62,7 @@ def check_dates(target: Target, today: date, *, allow_blocked: bool) -> tuple[st
         if not allow_blocked:
             raise ConfigurationError(
                 message,
-                "Choose a newer one with --runtime, or pass --allow-blocked-runtime for functions that still run on it.",
+                "Choose a newer one with --runtime, or pass --allow-blocked-runtime for functions that still use it.",
             )
         return (message,)
     if today >= runtime.deprecated:

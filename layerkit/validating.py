@@ -24,7 +24,7 @@ def check_size(layer: Layer, manifest: Manifest) -> list[Finding]:
                 "size",
                 Severity.ERROR,
                 layer.name,
-                f"{shown}; Lambda allows {limits()['function_unzipped'] / MIB:.0f} MiB for a function with all its layers",
+                f"{shown}; a function with all its layers may have {limits()['function_unzipped'] / MIB:.0f} MiB",
                 "Split the layer, or take distributions out.",
             )
         )

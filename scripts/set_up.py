@@ -29,8 +29,8 @@ def set_up() -> int:
         return 0  # another process did it while this one waited for the lock
     print("layerkit: setting up .venv (only when requirements/run.txt has changed) ...", file=sys.stderr)
     STAMP.unlink(missing_ok=True)
-    python = VENV / "bin" / "python"
-    if not python.exists() or subprocess.run([python, "-m", "pip", "--version"], capture_output=True).returncode != 0:
+    python = str(VENV / "bin" / "python")
+    if not Path(python).exists() or subprocess.run([python, "-m", "pip", "--version"], capture_output=True).returncode != 0:
         shutil.rmtree(VENV, ignore_errors=True)
         try:
             venv.EnvBuilder(with_pip=True, symlinks=True).create(VENV)
@@ -41,7 +41,7 @@ def set_up() -> int:
             )
     command = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--require-hashes"]
     # stdout belongs to the task (it may be --json), so pip's own output goes to stderr
-    if subprocess.run([*command, "-r", REQUIREMENTS], stdout=sys.stderr).returncode != 0:
+    if subprocess.run([*command, "-r", str(REQUIREMENTS)], stdout=sys.stderr).returncode != 0:
         return fail("the tools in requirements/run.txt could not be installed (see above). Is PyPI reachable?")
     partial = STAMP.with_suffix(".partial")
     partial.write_bytes(wanted)

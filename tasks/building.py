@@ -6,7 +6,7 @@ import secrets
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from datetime import date
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,7 +55,7 @@ def _scratch(project: Project) -> Iterator[Path]:
 def _check_dates(target: Target, allow_blocked: bool) -> None:
     from layerkit.runtimes import check_dates
 
-    for warning in check_dates(target, date.today(), allow_blocked=allow_blocked):
+    for warning in check_dates(target, datetime.now(UTC).date(), allow_blocked=allow_blocked):
         say(f"warning: {warning}")
 
 
@@ -70,7 +70,9 @@ def _check_dates(target: Target, allow_blocked: bool) -> None:
         "json": JSON,
     },
 )
-def new(ctx: Context, layer: str | None = None, requirement: Sequence[str] | None = None, json: bool = False) -> Outcome:
+def new(
+    ctx: Context, layer: str | None = None, requirement: Sequence[str] | None = None, json: bool = False
+) -> Outcome:
     """Make a layer: its folder, requirements.txt, and its resource in template.yaml."""
     from layerkit.creating import create_layer
     from layerkit.files import checkout_lock

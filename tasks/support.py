@@ -17,7 +17,7 @@ from typing import Any
 
 from invoke.context import Context
 from invoke.exceptions import Exit, ParseError
-from invoke.parser import Argument
+from invoke.parser.argument import Argument
 from invoke.tasks import Task
 from invoke.tasks import task as invoke_task
 
@@ -75,7 +75,7 @@ class LayerTask(Task[Callable[..., Any]]):
 
 
 def task(**options: Any) -> Callable[[Callable[..., Outcome | None]], LayerTask]:
-    """``@task(help=..., iterable=...)`` for a body that returns an Outcome; a ``json`` parameter makes it a reporter."""
+    """``@task(help=..., iterable=...)`` for a body that returns an Outcome; with a ``json`` parameter it reports."""
 
     def wrap(body: Callable[..., Outcome | None]) -> LayerTask:
         @functools.wraps(body)
@@ -106,7 +106,7 @@ def task(**options: Any) -> Callable[[Callable[..., Outcome | None]], LayerTask]
 
 @contextmanager
 def _plain() -> Iterator[Callable[[str], None]]:
-    yield lambda text: None
+    yield lambda _: None
 
 
 @contextmanager
