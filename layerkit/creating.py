@@ -11,7 +11,7 @@ from pathlib import Path
 from layerkit.errors import ConfigurationError
 from layerkit.files import write_whole
 from layerkit.model import Target, check_layer_name
-from layerkit.project import read_requirements
+from layerkit.project import parse_requirement, refuse_second_pins
 from layerkit.template import add_layer, layer_names
 
 
@@ -30,6 +30,7 @@ def create_layer(root: Path, name: str, requirements: Sequence[str], target: Tar
     and changes nothing, when the layer is there already, or a name, requirement or template is not right.
     """
     check_layer_name(name, "--layer")
+    refuse_second_pins([parse_requirement(text, "--requirement") for text in requirements])
     folder = root / "layers" / name
     template = root / "template.yaml"
     text = _read(template)
@@ -43,7 +44,7 @@ def create_layer(root: Path, name: str, requirements: Sequence[str], target: Tar
     if name not in declared:
         changed = add_layer(text, name, target, f"dist/{name}-{target}.zip", template.name)
     if not exists:
-        _make_folder(root, folder, requirements)
+        _make_folder(folder, requirements)
     if changed != text:
         write_whole(template, changed.encode())
     return Created(None if exists else f"layers/{name}", template.name)
@@ -58,18 +59,12 @@ def _read(template: Path) -> str:
         raise ConfigurationError(f"{template.name}: can't be read as UTF-8 text: {error}.") from error
 
 
-def _make_folder(root: Path, folder: Path, requirements: Sequence[str]) -> None:
+def _make_folder(folder: Path, requirements: Sequence[str]) -> None:
     beside = folder.with_name(f".new-{secrets.token_hex(4)}")
     beside.mkdir(parents=True)
     try:
         lines = [f"# What the layer {folder.name} carries. `inv lock` works out the versions.", *requirements]
         (beside / "requirements.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
-        read_requirements(beside / "requirements.txt", root)
         beside.rename(folder)
-    except ConfigurationError as error:
-        number = int(error.message.split(":", 2)[1])
-        raise ConfigurationError(
-            f"--requirement {requirements[number - 2]!r}:{error.message.split(':', 2)[2]}"
-        ) from None
     finally:
         shutil.rmtree(beside, ignore_errors=True)

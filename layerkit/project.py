@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -182,22 +182,26 @@ _INCLUDE = re.compile(r"(?:-r|--requirement)(?:\s+|=)(?P<path>\S+)")
 def read_requirements(path: Path, root: Path) -> tuple[Requirement, ...]:
     """The requirements in ``path`` and the files it includes with ``-r``; ConfigurationError with file and line."""
     requirements = tuple(_requirements(path, root, ()))
-    pins: dict[tuple[str, str], tuple[str, Requirement]] = {}
+    refuse_second_pins(requirements)
+    return requirements
+
+
+def refuse_second_pins(requirements: Iterable[Requirement]) -> None:
+    """ConfigurationError where a distribution is pinned twice for the same environments."""
+    pins: dict[tuple[str, str], Requirement] = {}
     for requirement in requirements:
         parsed = ParsedRequirement(requirement.text)
-        pinned = [clause for clause in parsed.specifier if clause.operator in ("==", "===")]
-        if not pinned:
+        if all(clause.operator not in ("==", "===") for clause in parsed.specifier):
             continue
         key = (requirement.name, str(parsed.marker or ""))
         if key in pins:
-            earlier = pins[key][1]
+            earlier = pins[key]
             raise ConfigurationError(
                 f"{requirement.where}: {requirement.text!r} pins {requirement.name} a second time; "
                 f"{earlier.where} has {earlier.text!r}.",
                 "Keep one of the two lines.",
             )
-        pins[key] = (pinned[0].version, requirement)
-    return requirements
+        pins[key] = requirement
 
 
 def _requirements(path: Path, root: Path, including: tuple[Path, ...]) -> Iterator[Requirement]:
@@ -219,7 +223,7 @@ def _requirements(path: Path, root: Path, including: tuple[Path, ...]) -> Iterat
                 raise ConfigurationError(f"{where}: {include['path']!r} does not exist.")
             yield from _requirements(other, root, (*including, path))
         else:
-            yield _requirement(line, where)
+            yield parse_requirement(line, where)
 
 
 def _logical_lines(text: str) -> Iterator[tuple[int, str]]:
@@ -239,7 +243,8 @@ def _logical_lines(text: str) -> Iterator[tuple[int, str]]:
         yield start, joined
 
 
-def _requirement(line: str, where: str) -> Requirement:
+def parse_requirement(line: str, where: str) -> Requirement:
+    """One requirement as PEP 508 has it; ConfigurationError, beginning with ``where``, for anything else."""
     if "--hash" in line:
         raise ConfigurationError(
             f"{where}: hashes belong into the lock, which `inv lock` writes.",

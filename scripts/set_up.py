@@ -30,7 +30,10 @@ def set_up() -> int:
     print("layerkit: setting up .venv (only when requirements/run.txt has changed) ...", file=sys.stderr)
     STAMP.unlink(missing_ok=True)
     python = str(VENV / "bin" / "python")
-    if not Path(python).exists() or subprocess.run([python, "-m", "pip", "--version"], capture_output=True).returncode != 0:
+    if (
+        not Path(python).exists()
+        or subprocess.run([python, "-m", "pip", "--version"], capture_output=True).returncode != 0
+    ):
         shutil.rmtree(VENV, ignore_errors=True)
         try:
             venv.EnvBuilder(with_pip=True, symlinks=True).create(VENV)

@@ -66,7 +66,7 @@ class Program(InvokeProgram):
     def execute(self) -> None:
         # The executor reads the environment for each task; a value of the wrong kind is better said before.
         trial = self.config.clone()
-        trial.load_collection(self.collection.configuration())
+        _configuration(lambda: trial.load_collection(self.collection.configuration()))
         _configuration(trial.load_shell_env, "a setting in the environment (INVOKE_LAYERKIT_...)")
         super().execute()
 

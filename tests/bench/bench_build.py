@@ -50,6 +50,7 @@ class Variant:
 
     def run(self, cwd: Path) -> None:
         self.prepare()
+        os.sync()  # what the variant before has written is not this one's to wait for
         environment = {**os.environ, **self.environment}
         started = time.perf_counter()
         for command in self.commands():
@@ -138,7 +139,9 @@ class Bench:
         """Ask for another boto3 in one layer, and back the next time: its lock and its files change."""
         self.settle()
         text = self.toggled.read_text()
-        self.toggled.write_text(text.replace("boto3<1.44\n", "boto3\n") if "<1.44" in text else "boto3<1.44\nbotocore\n")
+        self.toggled.write_text(
+            text.replace("boto3<1.44\n", "boto3\n") if "<1.44" in text else "boto3<1.44\nbotocore\n"
+        )
 
     def settle(self) -> None:
         """Everything built as the locks have it."""

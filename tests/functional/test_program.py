@@ -1,0 +1,177 @@
+"""The program as a process: exit codes, messages, pipes, and JSON that is alone on stdout."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.support.checkouts import REPOSITORY, Checkout
+
+
+@pytest.fixture
+def web(checkout: Checkout) -> Checkout:
+    checkout.layer("web", "six-like\n")
+    return checkout
+
+
+@pytest.mark.parametrize(
+    ("words", "what"),
+    [
+        (["build", "--layer"], "Flag --layer needed value"),
+        (["build", "--layer", "--json"], "Flag --layer needed value"),
+        (["build", "--layer", "web", "--layer"], "--layer needs a value each time it is given"),
+        (["lock", "--package"], "Flag --package needed value"),
+        (["build", "--layer="], "there is no layer called ''"),
+        (["build", "--layer", "wbe"], "there is no layer called 'wbe'"),
+        (["build", "--layer", "../web"], "there is no layer called '../web'"),
+        (["build", "--runtime"], "Flag --runtime needed value"),
+        (["build", "--runtime", "python2"], "--runtime: 'python2' is not a Python runtime"),
+        (["build", "--architecture", "amd64"], "--architecture: 'amd64' is not an architecture"),
+        (["build", "--jobs", "many"], "--jobs needs a whole number, not 'many'"),
+        (["build", "--jobs", "-2"], "--jobs must be 1 or more"),
+        (["build", "--nonsense"], "No idea what '--nonsense' is!"),
+        (["bild"], "No idea what 'bild' is!"),
+        (["--help", "bild"], "No idea what 'bild' is!"),
+        (["--list", "bild"], "Sub-collection 'bild' not found!"),
+        (["--config", "nowhere.yaml", "build"], "nowhere.yaml does not exist"),
+        (["lock", "--check", "--upgrade"], "--check changes nothing"),
+        (["new"], "--layer is missing"),
+        (["bench", "nonsense"], "there is no bench called 'nonsense'"),
+    ],
+)
+def test_wrong_input_is_one_message_and_exit_code_2(web: Checkout, words: list[str], what: str) -> None:
+    before = web.snapshot()
+    done = web.inv(*words)
+    assert done.returncode == 2
+    assert what in done.stderr
+    assert done.stderr.startswith("layerkit: ")
+    assert len(done.stderr.splitlines()) <= 2
+    assert done.stdout == ""
+    assert web.snapshot() == before
+
+
+@pytest.mark.parametrize(
+    ("yaml", "what"),
+    [
+        ("layerkit: [", "the configuration can't be read"),
+        ("layerkit: 3", "the configuration can't be read"),
+        ("layerkit: {runtimes: x}", "layerkit.runtimes is not a setting"),
+        ("layerkit: {jobs: x}", "layerkit.jobs must be a whole number"),
+        ("layerkit: {runtime: python2}", "layerkit.runtime: 'python2'"),
+    ],
+)
+def test_a_wrong_invoke_yaml(web: Checkout, yaml: str, what: str) -> None:
+    (web.root / "invoke.yaml").write_text(yaml + "\n")
+    done = web.inv("build")
+    assert done.returncode == 2
+    assert what in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_wrong_setting_in_the_environment(web: Checkout) -> None:
+    done = web.inv("build", env={"INVOKE_LAYERKIT_JOBS": "x"})
+    assert (done.returncode, "INVOKE_LAYERKIT_..." in done.stderr) == (2, True)
+
+
+def test_settings_come_from_invoke_yaml_and_the_environment(web: Checkout) -> None:
+    (web.root / "invoke.yaml").write_text("layerkit: {runtime: python3.12}\n")
+    assert "(python3.12-x86_64)" in web.inv("lock", "--check").stdout
+    done = web.inv("lock", "--check", env={"INVOKE_LAYERKIT_ARCHITECTURE": "arm64"})
+    assert "(python3.12-arm64)" in done.stdout
+    assert "(python3.11-x86_64)" in web.inv("lock", "--check", "--runtime", "python3.11").stdout
+
+
+def test_an_error_under_json_is_a_document_too(web: Checkout) -> None:
+    done = web.inv("build", "--layer", "nope", "--json")
+    assert done.returncode == 2
+    document = json.loads(done.stdout)
+    assert document["error"]["exit_code"] == 2
+    assert "no layer called 'nope'" in document["error"]["message"]
+
+
+def test_a_closed_pipe_is_silent(web: Checkout) -> None:
+    environment = {**os.environ, **web.environment}
+    command = web.command("--help")
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 141
+
+
+def test_the_list_has_every_task_with_one_line(web: Checkout) -> None:
+    listed = web.inv("--list").stdout
+    for name in ("build", "lock", "new", "test", "lint", "bench"):
+        assert f"  {name} " in listed
+
+
+def test_a_plain_inv_works_too(web: Checkout) -> None:
+    command = [sys.executable, "-m", "invoke", "--search-root", str(REPOSITORY), "build", "--layer", "nope"]
+    done = subprocess.run(
+        command, env={**os.environ, **web.environment}, cwd=web.root, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert "there is no layer called 'nope'" in done.stderr
+
+
+# ---- new ----
+
+
+def test_new_makes_a_layer_that_can_be_built(checkout: Checkout) -> None:
+    done = checkout.inv("new", "--layer", "web", "--requirement", "requests==2.32.4", "--requirement", "urllib3 < 3")
+    assert done.returncode == 0
+    assert "Next: inv build --layer web" in done.stdout
+    requirements = checkout.project.layers["web"].requirements
+    assert [item.text for item in requirements] == ["requests==2.32.4", "urllib3<3"]
+    assert "LayerName: web" in (checkout.root / "template.yaml").read_text()
+    assert "ContentUri: dist/web-python3.13-x86_64.zip" in (checkout.root / "template.yaml").read_text()
+
+
+def test_new_in_an_empty_repository(tmp_path: Path, checkout: Checkout) -> None:
+    (checkout.root / "layers").rmdir()
+    assert checkout.inv("new", "--layer", "first").returncode == 0
+    assert list(checkout.project.layers) == ["first"]
+
+
+@pytest.mark.parametrize(
+    ("words", "what"),
+    [
+        (["--layer", "../evil"], "can't be the name of a layer"),
+        (["--layer", "a b"], "can't be the name of a layer"),
+        (["--layer", ""], "an empty name can't be the name"),
+        (["--layer", "web"], "layers/web exists already"),
+        (["--layer", "x", "--requirement", "six y"], "--requirement: 'six y' is not a requirement"),
+        (["--layer", "x", "--requirement", "--index-url=http://u:p@example.test"], "the option --index-url"),
+        (["--layer", "x", "--requirement", "six==1", "--requirement", "six==2"], "pins six a second time"),
+    ],
+)
+def test_new_changes_nothing_on_wrong_input(checkout: Checkout, words: list[str], what: str) -> None:
+    checkout.inv("new", "--layer", "web")
+    before = checkout.snapshot()
+    done = checkout.inv("new", *words)
+    assert done.returncode == 2
+    assert what in done.stderr
+    assert checkout.snapshot() == before
+    assert sorted(path.name for path in (checkout.root / "layers").iterdir()) == ["web"]
+
+
+def test_new_gives_a_folder_made_by_hand_its_resource(web: Checkout) -> None:
+    done = web.inv("new", "--layer", "web")
+    assert done.returncode == 0
+    assert "was there already; its resource is in template.yaml now" in done.stdout
+    assert (web.root / "layers" / "web" / "requirements.txt").read_text() == "six-like\n"
+
+
+def test_new_leaves_a_broken_template_alone(checkout: Checkout) -> None:
+    (checkout.root / "template.yaml").write_text("Resources: {A: {Type: X}}\n")
+    before = checkout.snapshot()
+    done = checkout.inv("new", "--layer", "web")
+    assert (done.returncode, "with braces" in done.stderr) == (2, True)
+    assert checkout.snapshot() == before
+    assert not (checkout.root / "layers" / "web").exists()

@@ -1,0 +1,1 @@
+"""What tests stand on: small wheels they make themselves, an index on loopback, checkouts in a temporary folder."""

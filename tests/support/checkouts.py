@@ -1,0 +1,103 @@
+"""Checkouts in a temporary folder, and the program run on them as a process."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from layerkit.building import Built, build, plan_build
+from layerkit.installer import Uv
+from layerkit.locking import lock
+from layerkit.model import LockChange, Target
+from layerkit.project import Project, load_project
+
+REPOSITORY = Path(__file__).resolve().parent.parent.parent
+TARGET = Target("python3.13", "x86_64")
+
+
+@dataclass
+class Checkout:
+    """A folder with layers, and the environment in which its index is the tests' own."""
+
+    root: Path
+    environment: dict[str, str]
+    counter: list[int] = field(default_factory=lambda: [0])
+
+    def layer(self, name: str, requirements: str, settings: str = "", code: Mapping[str, str] | None = None) -> Path:
+        """Make or change a layer."""
+        folder = self.root / "layers" / name
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "requirements.txt").write_text(requirements)
+        if settings:
+            (folder / "layer.toml").write_text(settings)
+        for path, text in (code or {}).items():
+            (folder / "src" / path).parent.mkdir(parents=True, exist_ok=True)
+            (folder / "src" / path).write_text(text)
+        return folder
+
+    @property
+    def project(self) -> Project:
+        return load_project(self.root, TARGET)
+
+    def lock(self, target: Target = TARGET, **options: Any) -> dict[str, LockChange]:
+        project = self.project
+        self.counter[0] += 1
+        scratch = project.state / "work" / f"test-{self.counter[0]}"
+        try:
+            changes = lock(project, target, uv=Uv(self.root), scratch=scratch, **options)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+        return {change.layer: change for change in changes}
+
+    def build(self, names: Sequence[str] = (), target: Target = TARGET, **options: Any) -> dict[str, Built]:
+        """Plan and build in this process, without locking first."""
+        project = self.project
+        force = options.pop("force", False)
+        plans = plan_build(project, target, project.selected(names), force=force)
+        results = build(project, plans, uv=Uv(self.root), jobs=2, **options)
+        return {result.plan.layer.name: result for result in results}
+
+    def versions(self, name: str, target: Target = TARGET) -> dict[str, str]:
+        """What a layer's lock has: distribution -> version."""
+        lines = self.project.lock_path(name, target).read_text().splitlines()
+        pins = [line.split(" ")[0].split("==") for line in lines if "==" in line]
+        return {pin[0]: pin[1] for pin in pins}
+
+    def inv(self, *words: str, **options: Any) -> subprocess.CompletedProcess[str]:
+        """Run the program as a process."""
+        return subprocess.run(
+            self.command(*words),
+            cwd=options.pop("cwd", self.root),
+            env={**os.environ, **self.environment, **options.pop("env", {})},
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+            **options,
+        )
+
+    def command(self, *words: str) -> list[str]:
+        return [sys.executable, str(REPOSITORY / "tasks.py"), *words]
+
+    def inv_json(self, *words: str) -> dict[str, Any]:
+        """Run the program with --json; the document, which has to be all of stdout."""
+        done = self.inv(*words, "--json")
+        document = json.loads(done.stdout)
+        assert isinstance(document, dict)
+        return document
+
+    def snapshot(self) -> dict[str, bytes]:
+        """Every file of the checkout but layerkit's own state, with its content."""
+        found = {}
+        for path in sorted(self.root.rglob("*")):
+            relative = path.relative_to(self.root)
+            if path.is_file() and relative.parts[0] != ".layerkit":
+                found[relative.as_posix()] = path.read_bytes()
+        return found
