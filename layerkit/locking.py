@@ -173,7 +173,7 @@ def lock(
     chosen = [name for name in project.layers if not layers or name in layers]
     writing: list[tuple[Lock, LockChange]] = []
     for stack in project.layers.stacks(chosen):
-        members = [layer for layer in project.layers.stack(stack) if not layer.why_not(target)]
+        members = project.layers.stack(stack, target)
         named = {layer.name for layer in members if layer.name in chosen}
         # A layer can't be locked against one that has no lock at all.
         for name in project.layers.with_dependencies(named):

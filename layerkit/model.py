@@ -157,9 +157,17 @@ class Layers(Mapping[str, Layer]):
             wanted.update(self.dependencies(name))
         return tuple(name for name in self if name in wanted)
 
-    def stack(self, stack: str) -> tuple[Layer, ...]:
-        """The layers of one stack, dependencies first."""
-        return tuple(layer for layer in self.values() if layer.stack == stack)
+    def why_not(self, name: str, target: Target) -> str:
+        """Why a layer, or one that it depends on, is not for ``target``; empty when all are."""
+        for other in (name, *self.dependencies(name)):
+            reason = self[other].why_not(target)
+            if reason:
+                return reason if other == name else f"it depends on {other}, and {reason}"
+        return ""
+
+    def stack(self, stack: str, target: Target) -> tuple[Layer, ...]:
+        """The layers of one stack that are for ``target``, dependencies first."""
+        return tuple(layer for layer in self.values() if layer.stack == stack and not self.why_not(layer.name, target))
 
     def stacks(self, names: Iterable[str]) -> tuple[str, ...]:
         """The stacks that ``names`` belong to, each once."""

@@ -136,9 +136,7 @@ def lock(
             {"layer": name, "target": str(target), "reason": reason}
             for target in targets
             for stack in project.layers.stacks(names)
-            for name, reason in stale(
-                project, [one for one in project.layers.stack(stack) if not one.why_not(target)], target
-            ).items()
+            for name, reason in stale(project, project.layers.stack(stack, target), target).items()
             if name in names
         ]
 
@@ -271,17 +269,13 @@ def _for_target(project: Project, target: Target, named: Sequence[str]) -> tuple
     """The layers to build; those not named and not for ``target`` are left out, and that is said."""
     names = []
     for name in project.selected(named):
-        why_not = project.layers[name].why_not(target)
+        why_not = project.layers.why_not(name, target)
         if not why_not:
             names.append(name)
         elif named:
             raise ConfigurationError(f"{name} is not for {target}: {why_not}.")
         else:
             say(f"{name} is left out: not for {target} ({why_not})")
-    for name in project.layers.with_dependencies(names):
-        why_not = project.layers[name].why_not(target)
-        if why_not:
-            raise ConfigurationError(f"a layer that is to be built depends on {name}, not for {target}: {why_not}.")
     if not names:
         raise ConfigurationError("there is no layer to build.", "Make one: inv new --layer NAME")
     return tuple(names)
@@ -292,8 +286,7 @@ def _lock_first(project: Project, target: Target, names: Sequence[str], locked: 
 
     reasons: dict[str, str] = {}
     for stack in project.layers.stacks(names):
-        members = [layer for layer in project.layers.stack(stack) if not layer.why_not(target)]
-        reasons.update(stale(project, members, target))
+        reasons.update(stale(project, project.layers.stack(stack, target), target))
     if not reasons:
         return
     shown = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())

@@ -23,7 +23,7 @@ def test_the_committed_locks_are_current_for_every_target() -> None:
         f"{runtime}-{architecture}" for runtime in ("python3.12", "python3.13") for architecture in ("x86_64", "arm64")
     }
     for target in targets:
-        assert stale(project, list(project.layers.values()), target) == {}
+        assert stale(project, project.layers.stack("default", target), target) == {}
 
 
 def test_no_lock_names_an_address() -> None:

@@ -105,7 +105,7 @@ def write_locks(tmp_path: Path) -> Callable[..., Project]:
 
 
 def reasons(project: Project) -> dict[str, str]:
-    return stale(project, project.layers.stack("default"), TARGET)
+    return stale(project, project.layers.stack("default", TARGET), TARGET)
 
 
 def test_current_locks(write_locks: Callable[..., Project]) -> None:
