@@ -15,7 +15,7 @@ import shutil
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from enum import Enum
 from hashlib import sha256
@@ -23,21 +23,19 @@ from pathlib import Path
 
 from layerkit import trees
 from layerkit.archiving import CompressedFiles, Source, compressor_name, tree_digest, write_zip
-from layerkit.errors import CheckFailed, ConfigurationError
-from layerkit.files import cache_folder, remove, sync_folder, write_whole
+from layerkit.builds import TREE, BuiltLayer, is_noted, note_tree, record_verdict, was_seen
+from layerkit.errors import CheckFailed, ConfigurationError, Incomplete
+from layerkit.files import cache_folder, put_in_place, remove, sync_folder, write_whole
 from layerkit.installer import Uv, uv_version
 from layerkit.locking import read_lock
 from layerkit.manifests import read_manifest, render_manifest
-from layerkit.model import Artifact, Finding, Layer, Lock, Manifest, OwnCode, Severity, Target, Tree
-from layerkit.processes import end_all
+from layerkit.model import Artifact, Layer, Layers, Lock, Manifest, OwnCode, Report, Severity, Target, Tree
+from layerkit.processes import end_all, uninterrupted
 from layerkit.project import Project
-from layerkit.validating import check_size, check_zip
+from layerkit.validating import Means, validate_layers
 
 RECIPE = 1
 """Raised whenever the same inputs would give other bytes than before."""
-
-TREE = "python"
-"""Where a layer's importable content lies in its zip ("Packaging layer content", AWS Lambda developer guide)."""
 
 
 class Action(Enum):
@@ -56,6 +54,8 @@ class LayerPlan:
     layer: Layer
     lock: Lock
     inputs: str
+    own_code: str
+    """Digest of the layer's own code."""
     depends_on: dict[str, str]
     action: Action
     reason: str
@@ -79,7 +79,7 @@ class Built:
 
     plan: LayerPlan
     manifest: Manifest
-    findings: tuple[Finding, ...] = ()
+    report: Report = field(default_factory=Report)
     seconds: float = 0.0
     from_cache: int = 0
 
@@ -89,14 +89,14 @@ def tools() -> dict[str, str]:
     return {"recipe": str(RECIPE), "uv": uv_version(), "compressor": compressor_name()}
 
 
-def input_identity(project: Project, layer: Layer, lock: Lock) -> str:
+def input_identity(layer: Layer, lock: Lock, own_code: str) -> str:
     """SHA-256 (hex) over all inputs of a layer's build. Nothing of other layers is among them."""
     inputs = {
         "layer": layer.name,
         "target": str(lock.target),
         "depends_on": sorted(layer.depends_on),
         "packages": [[package.name, package.version, package.sdist, *package.hashes] for package in lock.packages],
-        "own_code": trees.own_code_digest(project.own_code(layer.name)),
+        "own_code": own_code,
         "tools": tools(),
     }
     return sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
@@ -117,7 +117,8 @@ def plan_build(project: Project, target: Target, names: Sequence[str], *, force:
         lock = read_lock(project, name, target)
         if lock is None:
             raise ConfigurationError(f"{name} has no lock for {target}.", "Run `inv lock`.")
-        identities[name] = input_identity(project, layer, lock)
+        own_code = trees.own_code_digest(project.own_code(name))
+        identities[name] = input_identity(layer, lock, own_code)
         needed = {other: identities[other] for other in project.layers.dependencies(name)}
         manifest = read_manifest(project.manifest_path(name, target))
         reason = _why_build(project, target, manifest, name, identities[name])
@@ -126,7 +127,7 @@ def plan_build(project: Project, target: Target, names: Sequence[str], *, force:
         action = Action.BUILD if reason else Action.NOTHING
         if not reason and manifest and dict(manifest.depends_on) != needed:
             action, reason = Action.RELABEL, "a layer it depends on has changed"
-        plans.append(LayerPlan(layer, lock, identities[name], needed, action, reason, manifest))
+        plans.append(LayerPlan(layer, lock, identities[name], own_code, needed, action, reason, manifest))
     return tuple(plans)
 
 
@@ -141,8 +142,8 @@ def _why_build(project: Project, target: Target, manifest: Manifest | None, name
     tree = project.tree_path(name, target)
     if manifest.tree.path != project.relative(tree) or not tree.is_dir():
         return "its tree is gone"
-    if sorted(os.listdir(tree)) != list(manifest.tree.top):
-        return "its tree was changed by hand"
+    if not is_noted(project, tree, manifest.tree.sha256):
+        return "its tree is not the one that was built"
     return ""
 
 
@@ -155,39 +156,52 @@ def build(
     *,
     uv: Uv,
     jobs: int,
-    validate: bool = True,
+    means: Means | None,
     tell: Callable[[Progress], None] = lambda progress: None,
 ) -> tuple[Built, ...]:
     """Carry out ``plans`` and swap all results in at once; the caller holds the checkout's lock.
 
-    Raises CheckFailed (with the findings in its message) when ``validate`` finds an error, and whatever the installer
-    raises; then nothing is swapped in and no trace is left.
+    Before that all of them are validated with ``means`` (None: they are not). Raises CheckFailed, with the findings
+    in its message, when that finds an error, and whatever the installer raises; then nothing is swapped in. Layers
+    with an error stay in ``.layerkit/failed``, for looking at.
     """
     work = project.state / "work" / secrets.token_hex(8)
     staged = work / "staged"
     staged.mkdir(parents=True)
     try:
         built = _build_all(project, plans, work, uv, jobs, tell)
-        if validate:
-            built = tuple(_validated(project, item, staged) for item in built)
-            errors = [item for result in built for item in result.findings if item.severity is Severity.ERROR]
-            if errors:
-                raise CheckFailed(
-                    "the build was not let in:\n" + "\n".join(f"  {item.subject}: {item.message}" for item in errors),
-                    "\n".join(dict.fromkeys(item.hint for item in errors if item.hint)),
-                )
+        if means:
+            built = _validated(project, built, staged, means, tell)
         if any(staged.iterdir()):
             for result in built:
                 if result.plan.action is not Action.NOTHING:
                     folder = staged / result.plan.layer.name
                     folder.mkdir(exist_ok=True)
+                    if (folder / TREE).is_dir():
+                        # The name tells it from the old tree, which takes its place when the two are exchanged.
+                        os.rename(folder / TREE, folder / f"tree.{(folder / TREE).stat().st_ino}")
                     write_whole(folder / "manifest.json", render_manifest(result.manifest))
-            os.rename(staged, project.state / "swap")
-            sync_folder(project.state)
-            finish_swap(project)
+            with uninterrupted():
+                os.rename(staged, project.state / "swap")
+                sync_folder(project.state)
+                finish_swap(project)
+        if means and means.complete:
+            for result in built:
+                record_verdict(project, _live(project, result), result.report, _now())
         return built
     finally:
         shutil.rmtree(work, ignore_errors=True)
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _live(project: Project, result: Built) -> BuiltLayer:
+    name, target = result.plan.layer.name, result.plan.lock.target
+    return BuiltLayer(
+        result.plan.layer, result.manifest, project.tree_path(name, target), project.zip_path(name, target)
+    )
 
 
 def _build_all(
@@ -251,12 +265,18 @@ def _build_layer(
 
     tell(Progress(layer.name, "installing"))
     uv.install(plan.lock.packages, target, tree, scratch)
-    notes = _settle_contested(plan.lock, uv, tree, scratch)
+    settled = _settle_contested(plan.lock, uv, tree, scratch)
     _refuse_compiled(plan.lock, tree)
-    trees.normalize(tree, target)
+    trees.normalize(tree, target, settled)
     own = OwnCode(0, 0)
     if layer.has_own_code:
-        own = OwnCode(*trees.add_own_code(project.own_code(layer.name), tree, f"layers/{layer.name}/src"))
+        files, size, digest = trees.add_own_code(project.own_code(layer.name), tree, f"layers/{layer.name}/src")
+        if digest != plan.own_code:
+            raise Incomplete(
+                f"layers/{layer.name}/src was changed while the layer was built, so nothing was put in place.",
+                "Run the build again.",
+            )
+        own = OwnCode(files, size)
 
     found = trees.sources(tree, TREE)
     total = sum(source.size for source in found)
@@ -288,11 +308,14 @@ def _build_layer(
         ),
         zip=Artifact(project.relative(project.zip_path(layer.name, target)), written.sha256, written.size),
         tools=tools(),
-        notes=notes,
-        built=datetime.now(UTC).isoformat(timespec="seconds"),
+        notes=tuple(
+            f"{path} comes in several distributions; the one of {winner} stays"
+            for path, winner in sorted(settled.items())
+        ),
+        built=_now(),
     )
     tell(Progress(layer.name, "built", total, total))
-    return Built(plan, manifest, (), time.monotonic() - started, written.from_cache)
+    return Built(plan, manifest, Report(), time.monotonic() - started, written.from_cache)
 
 
 def _label(plan: LayerPlan) -> bytes:
@@ -307,10 +330,12 @@ def _label(plan: LayerPlan) -> bytes:
     return (json.dumps(label, sort_keys=True, indent=2) + "\n").encode()
 
 
-def _settle_contested(lock: Lock, uv: Uv, tree: Path, scratch: Path) -> tuple[str, ...]:
-    """Where two distributions bring one file with different contents, leave the same one on every machine."""
+def _settle_contested(lock: Lock, uv: Uv, tree: Path, scratch: Path) -> dict[str, str]:
+    """Where two distributions bring one file with different contents, leave the same one on every machine.
+
+    Path -> the distribution whose file stays.
+    """
     contested = trees.contested(tree)
-    notes = []
     for winner in sorted(set(contested.values())):
         alone = scratch / f"alone-{winner}"
         uv.install([package for package in lock.packages if package.name == winner], lock.target, alone, scratch)
@@ -319,8 +344,7 @@ def _settle_contested(lock: Lock, uv: Uv, tree: Path, scratch: Path) -> tuple[st
                 remove(tree / path)
                 (tree / path).parent.mkdir(parents=True, exist_ok=True)
                 shutil.move(alone / path, tree / path)
-                notes.append(f"{path} comes in several distributions; the one of {winner} stays")
-    return tuple(notes)
+    return contested
 
 
 def _refuse_compiled(lock: Lock, tree: Path) -> None:
@@ -331,12 +355,41 @@ def _refuse_compiled(lock: Lock, tree: Path) -> None:
         )
 
 
-def _validated(project: Project, result: Built, staged: Path) -> Built:
-    plan = result.plan
-    archive = staged / plan.layer.name / "layer.zip"
-    if not archive.exists():
-        archive = project.zip_path(plan.layer.name, plan.lock.target)
-    return replace(result, findings=(*check_size(plan.layer, result.manifest), *check_zip(plan.layer, archive)))
+def _validated(
+    project: Project, built: Sequence[Built], staged: Path, means: Means, tell: Callable[[Progress], None]
+) -> tuple[Built, ...]:
+    """All results with what validation says of them; CheckFailed when that is an error."""
+    where = {}
+    for result in built:
+        name = result.plan.layer.name
+        one = _live(project, result)
+        if result.plan.action is Action.BUILD:
+            one = replace(one, tree=staged / name / TREE, archive=staged / name / "layer.zip")
+        where[name] = one
+    target = built[0].plan.lock.target
+    report = validate_layers(
+        Layers(result.plan.layer for result in built),
+        list(where),
+        where,
+        target,
+        means,
+        seen=lambda one: one.tree.is_relative_to(project.state / "work") is False and was_seen(project, one),
+        tell=lambda layer, check: tell(Progress(layer, check)),
+    )
+    errors = [finding for finding in report.findings if finding.severity is Severity.ERROR]
+    if not errors:
+        return tuple(replace(result, report=report.of(result.plan.layer.name)) for result in built)
+    kept = []
+    for name in dict.fromkeys(finding.subject for finding in errors):
+        if (staged / name / TREE).is_dir():
+            failed = project.state / "failed" / f"{name}-{target}"
+            failed.parent.mkdir(exist_ok=True)
+            remove(failed)
+            os.rename(staged / name, failed)
+            kept.append(f"What failed is in {project.relative(failed)}, for looking at.")
+    lines = [f"  {finding.subject}: {finding.check}: {finding.message}" for finding in errors]
+    hints = [finding.hint for finding in errors if finding.hint]
+    raise CheckFailed("the build was not let in:\n" + "\n".join(lines), "\n".join(dict.fromkeys([*hints, *kept])))
 
 
 # ---- the swap ----
@@ -358,7 +411,7 @@ def finish_swap(project: Project) -> bool:
     spent = project.state / "work" / f"spent-{secrets.token_hex(8)}"
     spent.parent.mkdir(exist_ok=True)
     os.rename(swap, spent)
-    shutil.rmtree(spent)
+    shutil.rmtree(spent, ignore_errors=True)  # the next command clears what can't be removed now
     return True
 
 
@@ -367,15 +420,13 @@ def _swap_layer(project: Project, folder: Path) -> None:
     manifest = read_manifest(manifest_file)
     if manifest is None:  # moved already: the manifest goes last
         return
-    tree = folder / TREE
-    if tree.is_dir():
-        live = project.root / manifest.tree.path
-        live.parent.mkdir(parents=True, exist_ok=True)
-        if live.exists() or live.is_symlink():
-            old = folder / "old"
-            remove(old)
-            os.rename(live, old)
-        os.rename(tree, live)
+    live = project.root / manifest.tree.path
+    for tree in folder.glob("tree.*"):
+        if tree.stat().st_ino == int(tree.suffix.removeprefix(".")):
+            live.parent.mkdir(parents=True, exist_ok=True)
+            remove(folder / "old")
+            put_in_place(tree, live, folder / "old")
+        note_tree(project, live, manifest.tree.sha256)
     if (folder / "layer.zip").exists():
         os.replace(folder / "layer.zip", project.root / manifest.zip.path)
     os.replace(manifest_file, project.manifest_path(manifest.layer, manifest.target))

@@ -6,7 +6,8 @@
     |- ExternalError (4)           a tool, the network or the machine failed, so the answer is unknown
     `- Incomplete (5)              partly done; the hint says how to resume or undo
 
-Anything else that escapes is a bug and shows as a traceback with exit code 1.
+The surface answers an OSError (a full disk, a file that can't be written) with 4 as well. Anything else that escapes
+is a bug and shows as a traceback with exit code 1.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import fcntl
 import json
@@ -9,10 +10,11 @@ import os
 import secrets
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from urllib.parse import quote, unquote
 
 from layerkit.errors import ExternalError
 
@@ -43,12 +45,70 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def write_set(contents: Mapping[str, bytes], root: Path, scratch: Path, journal: Path) -> None:
+    """Write several files (path below ``root`` -> content): all of them or none, whatever happens.
+
+    They are made in the folder ``scratch``; its rename to ``journal`` decides, and then each is moved to its place,
+    which ``finish_set`` can do after a kill too. Neither folder is there before; both are on the file system of
+    ``root``.
+    """
+    for path, content in contents.items():
+        (root / path).parent.mkdir(parents=True, exist_ok=True)  # what can go wrong does so before it is decided
+        write_whole(scratch / quote(path, safe=""), content)
+    os.rename(scratch, journal)
+    sync_folder(journal.parent)
+    finish_set(journal, root)
+
+
+def finish_set(journal: Path, root: Path) -> bool:
+    """Move what a decided ``write_set`` left in ``journal`` to its places; whether there was anything."""
+    if not journal.is_dir():
+        return False
+    for file in sorted(journal.iterdir()):
+        place = root / unquote(file.name)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(file, place)
+        sync_folder(place.parent)
+    journal.rmdir()
+    return True
+
+
+def decided(journal: Path) -> frozenset[str]:
+    """The paths, below the root, whose new content still waits in ``journal``."""
+    try:
+        return frozenset(unquote(name) for name in os.listdir(journal))
+    except FileNotFoundError:
+        return frozenset()
+
+
 def remove(path: Path) -> None:
     """Remove a file, a link or a whole folder; nothing when it does not exist."""
     if path.is_symlink() or not path.is_dir():
         path.unlink(missing_ok=True)
     else:
         shutil.rmtree(path)
+
+
+def put_in_place(new: Path, live: Path, aside: Path) -> None:
+    """Rename the folder ``new`` to ``live``; what was there before is then at ``new`` or at ``aside`` (not there yet).
+
+    Where the system can exchange two names (Linux) there is never a moment without a ``live`` folder.
+    """
+    if not os.path.lexists(live):
+        os.rename(new, live)
+    elif live.is_symlink() or not _exchange(new, live):
+        os.rename(live, aside)
+        os.rename(new, live)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Let two paths change places at once; False where the system or the file system has no such call."""
+    library = ctypes.CDLL(None, use_errno=True)
+    if not hasattr(library, "renameat2"):
+        return False
+    here, exchange = -100, 2  # AT_FDCWD and RENAME_EXCHANGE, from Linux's fcntl.h and fs.h
+    code: int = library.renameat2(here, os.fsencode(one), here, os.fsencode(other), exchange)
+    return code == 0
 
 
 def cache_folder() -> Path:

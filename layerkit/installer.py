@@ -145,7 +145,8 @@ class Uv:
             command = ["pip", "install", "--no-deps", "--require-hashes", "--link-mode=copy", "--no-compile-bytecode"]
             command += ["--quiet", *_for_target(target), *options, "--target", str(into), "--requirement", str(listed)]
             done = run([self.program, *command, "--offline"], cwd=self.root, env=_build_environment())
-            if done.code != 0:
+            # Below 0 a signal ended it: Ctrl-C reaches uv as well, and nothing is to be begun anew then.
+            if done.code > 0:
                 done = run([self.program, *command], cwd=self.root, env=_build_environment())
             if done.code != 0:
                 raise _install_error(done.stderr, group)

@@ -2,24 +2,28 @@
 
 A lock lists the exact file of every distribution that its layer installs, without those that a layer in its
 ``depends_on`` carries. It records a digest of what it was worked out from (the layer's requirements and the settings
-that bear on them), so that whether it is current is known without asking anybody.
+that bear on them), so that whether it is current is known without asking anybody. The locks of one run get in together
+or not at all.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
 from pathlib import Path
 
+from packaging.requirements import Requirement as ParsedRequirement
+
 from layerkit.errors import ConfigurationError
-from layerkit.files import write_whole
+from layerkit.files import decided, finish_set, write_set
 from layerkit.installer import NoWheel, Unsatisfiable, Uv, render_requirement
 from layerkit.model import Layer, Lock, LockChange, Package, Target, normalized
+from layerkit.processes import end_all, uninterrupted
 from layerkit.project import Project
-from layerkit.runtimes import uv_platform
+from layerkit.runtimes import check_architecture, runtime_named, uv_platform
 
 _PROJECT = "layerkit-layer-"
 """Prefix of the projects that stand for layers in a resolution: no distribution is called that."""
@@ -102,16 +106,22 @@ def read_lock(project: Project, name: str, target: Target) -> Lock | None:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         return None
+    except UnicodeDecodeError as error:
+        raise ConfigurationError(f"{project.relative(path)}: can't be read as UTF-8 text: {error}.", _RELOCK) from error
     return parse_lock(text, project.relative(path))
 
 
 def locked_targets(project: Project) -> tuple[Target, ...]:
-    """The default target, and every other that some layer has a lock for."""
+    """The default target, and every other that some layer has a lock for.
+
+    ConfigurationError for a file that is called like a lock, but for a target that Lambda does not have.
+    """
     targets = {project.default_target}
-    for path in (project.root / "layers").glob("*/locks/*.txt"):
+    for path in sorted((project.root / "layers").glob("*/locks/*.txt")):
         runtime, _, architecture = path.stem.partition("-")
         if runtime and architecture:
-            targets.add(Target(runtime, architecture))
+            where = project.relative(path)
+            targets.add(Target(runtime_named(runtime, where).name, check_architecture(architecture, where)))
     return (project.default_target, *sorted(targets - {project.default_target}))
 
 
@@ -122,13 +132,17 @@ def stale(project: Project, stack: Sequence[Layer], target: Target) -> dict[str,
     """Why the locks of a stack are not current, by layer; empty when all are.
 
     Reads files only. Current means: every layer's inputs are those that its lock was worked out from, everything it
-    counts on in another layer is there, and no distribution has two versions in the stack.
+    counts on in another layer is there, no distribution has two versions in the stack, and every version is one that
+    the requirements allow. Locks that do not agree come from a merge of two branches, or from editing.
     """
     reasons: dict[str, str] = {}
     locks: dict[str, Lock] = {}
+    waiting = decided(_journal(project))
     for layer in stack:
         lock = read_lock(project, layer.name, target)
-        if lock is None:
+        if project.relative(project.lock_path(layer.name, target)) in waiting:
+            reasons[layer.name] = "`inv lock` was interrupted while it put its new lock in place"
+        elif lock is None:
             reasons[layer.name] = "no lock yet"
         elif lock.inputs != inputs_digest(layer, target):
             reasons[layer.name] = "its requirements have changed"
@@ -144,103 +158,223 @@ def stale(project: Project, stack: Sequence[Layer], target: Target) -> dict[str,
             carried = locks[provider].packages if provider in locks else ()
             if provider not in reasons and all(package.name != needed for package in carried):
                 reasons[name] = f"{provider} no longer carries {needed}"
+    for layer in stack:
+        if layer.name in locks and layer.name not in reasons:
+            refused = _not_allowed(layer, locks, target)
+            if refused:
+                reasons[layer.name] = refused
     return reasons
+
+
+def _not_allowed(layer: Layer, locks: Mapping[str, Lock], target: Target) -> str:
+    """Which version, of the layer's own lock or of a layer it counts on, its requirements do not allow; else empty."""
+    own = locks[layer.name]
+    environment = _markers(target)
+    for requirement in layer.requirements:
+        parsed = ParsedRequirement(requirement.text)
+        if parsed.marker and not parsed.marker.evaluate(environment):
+            continue
+        holder = own.provided.get(requirement.name, layer.name)
+        for package in locks[holder].packages if holder in locks else ():
+            if package.name == requirement.name and not parsed.specifier.contains(package.version, prereleases=True):
+                whose = "its lock has" if holder == layer.name else f"{holder} carries"
+                return f"{requirement.where} asks for {requirement.text}, but {whose} {package.version}"
+    return ""
+
+
+def _markers(target: Target) -> dict[str, str]:
+    """What the markers of requirements are judged by: what uv takes them to be on ``target``."""
+    full_version = f"{target.python_version}.0"
+    return {
+        "implementation_name": "cpython",
+        "implementation_version": full_version,
+        "os_name": "posix",
+        "platform_machine": {"arm64": "aarch64"}.get(target.architecture, target.architecture),
+        "platform_python_implementation": "CPython",
+        "platform_release": "",
+        "platform_system": "Linux",
+        "platform_version": "",
+        "python_full_version": full_version,
+        "python_version": target.python_version,
+        "sys_platform": "linux",
+    }
 
 
 # ---- locking ----
 
 
+class _Held(ConfigurationError):
+    """What is asked for does not go while layers that were not named keep their versions."""
+
+
 def lock(
     project: Project,
-    target: Target,
+    targets: Sequence[Target],
     *,
     layers: Sequence[str] = (),
+    follow: bool = False,
     upgrade: bool = False,
     packages: Sequence[str] = (),
     uv: Uv,
     scratch: Path,
     tell: Callable[[str], None] = lambda message: None,
 ) -> tuple[LockChange, ...]:
-    """Lock ``layers`` (none named: all) for ``target`` and write the locks that change.
+    """Lock ``layers`` (none named: all) for ``targets`` and write the locks that change: all of them, or none.
 
-    Layers of a stack are resolved together whichever are named, but only those named may change; without ``upgrade``
-    (everything) or ``packages`` (these distributions) nothing changes that need not. Layers that are not for
-    ``target`` are left out. Nothing is written unless every stack could be locked.
+    Layers of a stack are resolved together whichever are named, but only those named may change, and with ``follow``
+    those that have to move along; without ``upgrade`` (everything) or ``packages`` (these distributions) nothing
+    changes that need not. A target without locks starts from the default target's versions, so name that one first.
+    Layers that are not for a target are left out. The caller holds the checkout's lock; ``scratch`` is a folder in
+    the checkout that does not exist yet.
 
     Raises ConfigurationError when the requirements can't be met (naming the layers and the lines), when a
-    distribution has no wheel for the target, or when a layer that was not named would have to change.
+    distribution has no wheel for a target, when a layer that was not named would have to change, or when nobody has
+    one of ``packages``.
     """
     chosen = [name for name in project.layers if not layers or name in layers]
-    writing: list[tuple[Lock, LockChange]] = []
-    for stack in project.layers.stacks(chosen):
+    stacks = project.layers.stacks(chosen)
+    wanted = [normalized(name) for name in packages]
+    if wanted:
+        _check_known(project, targets, stacks, wanted)
+    new: dict[tuple[str, Target], Lock] = {}
+    changes: list[LockChange] = []
+    for number, (target, stack) in enumerate((target, stack) for target in targets for stack in stacks):
         members = project.layers.stack(stack, target)
         named = {layer.name for layer in members if layer.name in chosen}
         # A layer can't be locked against one that has no lock at all.
         for name in project.layers.with_dependencies(named):
             if read_lock(project, name, target) is None:
                 named.add(name)
-        if named:
-            resolution = _Resolution(project, target, members, uv, scratch / f"lock-{target}-{len(writing)}")
-            tell(f"{target}: resolving {', '.join(layer.name for layer in members)} together")
-            writing += resolution.locks(named, bool(layers), upgrade, [normalized(name) for name in packages])
-    changes = []
-    for new, change in writing:
-        if change.written:
-            write_whole(project.lock_path(new.layer, target), render_lock(new))
-        changes.append(change)
+        if not named:
+            continue
+        tell(f"{target}: resolving {', '.join(layer.name for layer in members)} together")
+        folder = scratch / f"lock-{number}"
+        resolution = _Resolution(project, target, members, uv, folder, new, tell)
+        try:
+            found = resolution.locks(named, upgrade, wanted)
+        except _Held:
+            if not follow:
+                raise
+            tell(f"{target}: other layers have to change as well")
+            resolution = _Resolution(project, target, members, uv, folder / "all", new, tell)
+            found = resolution.locks({layer.name for layer in members}, upgrade, wanted)
+        for one, change in found:
+            new[one.layer, target] = one
+            changes.append(change)
+    _write(project, [new[change.layer, change.target] for change in changes if change.written], scratch / "new")
     return tuple(changes)
 
 
-class _Resolution:
-    """One joint resolution of a stack for a target."""
+def _check_known(project: Project, targets: Sequence[Target], stacks: Sequence[str], packages: Sequence[str]) -> None:
+    known: set[str] = set()
+    for target in targets:
+        for stack in stacks:
+            members = project.layers.stack(stack, target)
+            known |= _names(members, {layer.name: read_lock(project, layer.name, target) for layer in members})
+    unknown = sorted(set(packages) - known)
+    if unknown:
+        raise ConfigurationError(
+            f"--package: no layer of the {'stack' if len(stacks) == 1 else 'stacks'} {' and '.join(stacks)} "
+            f"has {', '.join(unknown)}.",
+            "A new distribution goes into a layer's requirements.txt.",
+        )
 
-    def __init__(self, project: Project, target: Target, layers: Sequence[Layer], uv: Uv, scratch: Path) -> None:
+
+def _names(layers: Iterable[Layer], locks: Mapping[str, Lock | None]) -> set[str]:
+    """The distributions that ``layers`` ask for or have in their locks."""
+    asked = {requirement.name for layer in layers for requirement in layer.requirements}
+    return asked | {package.name for lock in locks.values() if lock for package in lock.packages}
+
+
+def _journal(project: Project) -> Path:
+    return project.state / "new-locks"
+
+
+def _write(project: Project, locks: Iterable[Lock], scratch: Path) -> None:
+    """Write all ``locks`` or none."""
+    contents = {
+        project.relative(project.lock_path(lock.layer, lock.target)): render_lock(lock).encode() for lock in locks
+    }
+    if contents:
+        with uninterrupted():
+            write_set(contents, project.root, scratch, _journal(project))
+
+
+def finish_locks(project: Project) -> bool:
+    """Put in place what an interrupted ``lock`` had decided on; whether there was anything.
+
+    The caller holds the checkout's lock. Safe to call again after a kill at any moment.
+    """
+    return finish_set(_journal(project), project.root)
+
+
+class _Resolution:
+    """One joint resolution of a stack for a target; ``new`` are the locks that this run has worked out already."""
+
+    def __init__(
+        self,
+        project: Project,
+        target: Target,
+        layers: Sequence[Layer],
+        uv: Uv,
+        scratch: Path,
+        new: Mapping[tuple[str, Target], Lock],
+        tell: Callable[[str], None],
+    ) -> None:
         self.project = project
         self.target = target
         self.layers = layers
         self.uv = uv
         self.scratch = scratch
+        self.new = new
+        self.tell = tell
         self.projects = {layer.name: f"{_PROJECT}{number}" for number, layer in enumerate(layers)}
         self.old = {layer.name: read_lock(project, layer.name, target) for layer in layers}
 
-    def locks(
-        self, named: set[str], partial: bool, upgrade: bool, packages: Sequence[str]
-    ) -> list[tuple[Lock, LockChange]]:
-        unknown = set(packages) - self._known_names()
-        if unknown:
-            raise ConfigurationError(
-                f"--package: no layer of this stack has {', '.join(sorted(unknown))}.",
-                "A new distribution goes into a layer's requirements.txt.",
-            )
+    def locks(self, named: set[str], upgrade: bool, packages: Sequence[str]) -> list[tuple[Lock, LockChange]]:
+        """The locks of the layers ``named``; the others keep what they have, or _Held is raised."""
         reasons = stale(self.project, self.layers, self.target)
         kept = self._pins(set(self.old) - named)
+        partial = len(named) < len(self.layers)
+        packages = [name for name in packages if name in _names(self.layers, self.old)]
+        self._refuse_held(packages, kept, named)
         if upgrade and partial:
-            packages = sorted(set(self._pins(named)) - set(kept))
-        versions, from_sdist = self._versions(kept, upgrade and not partial, packages, partial)
-        with ThreadPoolExecutor(max_workers=4) as pool:
-            closures = dict(
-                zip(
-                    self.projects,
-                    pool.map(lambda layer: self._closure(layer, versions, from_sdist), self.layers),
-                    strict=True,
-                )
-            )
+            own = self._pins(named)
+            packages = sorted(set(own) - set(kept))
+            if set(own) & set(kept):
+                held = ", ".join(sorted(set(own) & set(kept)))
+                self.tell(f"{self.target}: not raised, since layers not named with --layer carry them too: {held}")
+        versions, from_sdist = self._versions(kept, upgrade and not partial, packages)
+        closures = self._closures(versions, from_sdist)
         results = []
         for layer in self.layers:
+            old = self.old[layer.name]
             new = self._lock_of(layer, closures, renew=upgrade or bool(packages))
             change = self._change(layer, new, reasons.get(layer.name, ""), may_write=layer.name in named)
-            if change.versions and layer.name not in named and self.old[layer.name] is not None:
-                raise ConfigurationError(
-                    f"{layer.name} ({self.target}) would have to change too: {describe_versions(change.versions)}.",
-                    f"Add --layer {layer.name}, or leave --layer out to lock all layers.",
-                )
             if layer.name in named:
                 results.append((new, change))
+            elif old is not None and (change.versions or new.provided != old.provided):
+                what = describe_versions(change.versions) or "other layers would carry what it needs"
+                raise _Held(
+                    f"{layer.name} ({self.target}) would have to change too: {what}.",
+                    f"Add --layer {layer.name}, or leave --layer out to lock all layers.",
+                )
         return results
 
-    def _known_names(self) -> set[str]:
-        declared = {requirement.name for layer in self.layers for requirement in layer.requirements}
-        return declared | {package.name for lock in self.old.values() if lock for package in lock.packages}
+    def _refuse_held(self, packages: Sequence[str], kept: Mapping[str, str], named: set[str]) -> None:
+        for name in packages:
+            if name in kept:
+                holders = [
+                    layer
+                    for layer, lock in self.old.items()
+                    if lock and layer not in named and any(package.name == name for package in lock.packages)
+                ]
+                raise _Held(
+                    f"--package {name} ({self.target}): it stays at {kept[name]}, since {' and '.join(holders)} "
+                    f"{'carries' if len(holders) == 1 else 'carry'} it and {'is' if len(holders) == 1 else 'are'} "
+                    "not named with --layer.",
+                    f"Add {' '.join(f'--layer {holder}' for holder in holders)}, or leave --layer out.",
+                )
 
     def _pins(self, names: set[str]) -> dict[str, str]:
         locks = [lock for name, lock in self.old.items() if lock and name in names]
@@ -249,8 +383,9 @@ class _Resolution:
     def _preferred(self) -> dict[str, str]:
         """The versions to keep where possible: this target's, and where it has none yet the default target's."""
         preferred = self._pins(set(self.old))
+        default = self.project.default_target
         for layer in self.layers:
-            other = read_lock(self.project, layer.name, self.project.default_target)
+            other = self.new.get((layer.name, default)) or read_lock(self.project, layer.name, default)
             for package in other.packages if other else ():
                 preferred.setdefault(package.name, package.version)
         return preferred
@@ -259,7 +394,7 @@ class _Resolution:
         return [requirement.text for requirement in layer.requirements]
 
     def _versions(
-        self, kept: Mapping[str, str], upgrade: bool, packages: Sequence[str], partial: bool
+        self, kept: Mapping[str, str], upgrade: bool, packages: Sequence[str]
     ) -> tuple[dict[str, str], list[str]]:
         """One version of everything, and which distributions have to be built from source."""
         allowed = {name for layer in self.layers for name in layer.allow_sdist}
@@ -278,12 +413,22 @@ class _Resolution:
                 )
             except NoWheel as missing:
                 if missing.name not in allowed or missing.name in from_sdist:
-                    raise self._no_wheel(missing) from missing
+                    raise self._no_wheel(missing, kept) from missing
                 from_sdist.append(missing.name)
             except Unsatisfiable as conflict:
-                raise self._conflict(str(conflict), kept if partial else {}) from conflict
+                raise self._conflict(str(conflict), kept) from conflict
             else:
                 return versions, from_sdist
+
+    def _closures(self, versions: Mapping[str, str], from_sdist: Sequence[str]) -> dict[str, tuple[Package, ...]]:
+        """What each layer needs, by its name, with what others may carry for it."""
+        with ThreadPoolExecutor(max_workers=4) as pool:
+            try:
+                found = pool.map(lambda layer: self._closure(layer, versions, from_sdist), self.layers)
+                return {layer.name: packages for layer, packages in zip(self.layers, found, strict=True)}
+            except BaseException:
+                end_all()  # the pool waits for its threads, and they for uv
+                raise
 
     def _closure(self, layer: Layer, versions: Mapping[str, str], from_sdist: Sequence[str]) -> tuple[Package, ...]:
         if not layer.requirements:
@@ -338,7 +483,7 @@ class _Resolution:
 
     # ---- what went wrong, in the user's terms ----
 
-    def _no_wheel(self, missing: NoWheel) -> ConfigurationError:
+    def _no_wheel(self, missing: NoWheel, kept: Mapping[str, str]) -> ConfigurationError:
         newest = self.uv.newest_with_wheel(missing.name, self.target, self.scratch / "newest")
         if newest:
             hint = f"The newest version that has one is {newest}: ask for {missing.name}=={newest}, or for a range."
@@ -347,7 +492,7 @@ class _Resolution:
                 f"No version of {missing.name} has one. If it is pure Python, add allow_sdist = "
                 f'["{missing.name}"] to the layer\'s layer.toml; else build a wheel and put it on an index of yours.'
             )
-        return ConfigurationError(
+        return (_Held if kept else ConfigurationError)(
             f"{missing.asked} has no wheel for {self.target}{self._asked_for_by(missing.name)}.", hint
         )
 
@@ -387,7 +532,8 @@ class _Resolution:
             hint = "Loosen one of these requirements, or give one of the layers a `stack` of its own in layer.toml."
         if kept:
             hint = "Layers not named with --layer keep their versions: leave --layer out to let all change.\n" + hint
-        return ConfigurationError(f"{message}\n{self._in_plain_words(explanation)}", hint)
+        kind = _Held if kept else ConfigurationError
+        return kind(f"{message}\n{self._in_plain_words(explanation)}", hint)
 
     def _in_plain_words(self, explanation: str) -> str:
         """uv's explanation without the projects that stand for layers."""

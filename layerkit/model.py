@@ -67,6 +67,17 @@ class Runtime:
 
 
 @dataclass(frozen=True)
+class System:
+    """What a Lambda operating system has for compiled code, as the data file ``data/libraries.toml`` describes it."""
+
+    os: str
+    symbols: Mapping[str, str]
+    """The highest symbol version by family: ``{"GLIBC": "2.34"}``."""
+    libraries: frozenset[str]
+    """The file names of the libraries that are there for certain."""
+
+
+@dataclass(frozen=True)
 class Requirement:
     """One line of a requirements file: the text as PEP 508 has it, and where it stands (``file:line``)."""
 
@@ -92,6 +103,8 @@ class Layer:
     limit_reason: str = ""
     allow_sdist: tuple[str, ...] = ()
     """Distributions (normalized names) that may be built from a pure-Python sdist."""
+    imports: tuple[str, ...] = ()
+    """Modules that have to import on Lambda; empty: every top-level one."""
     has_own_code: bool = False
 
     @property
@@ -315,6 +328,76 @@ class Finding:
     subject: str
     message: str
     hint: str = ""
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A check that could not run, and why: never a pass."""
+
+    check: str
+    subject: str
+    reason: str
+    hint: str = ""
+
+
+@dataclass(frozen=True)
+class Checked:
+    """One check of one subject (a layer or a function): what it found, or that it could not run."""
+
+    check: str
+    subject: str
+    findings: tuple[Finding, ...] = ()
+    skipped: tuple[Skipped, ...] = ()
+    detail: str = ""
+    """What was looked at, for a person: ``13 modules``."""
+    seconds: float = 0.0
+    recorded: bool = False
+    """Whether the result is that of an earlier run over the same content."""
+
+    @property
+    def failed(self) -> bool:
+        return any(finding.severity is Severity.ERROR for finding in self.findings)
+
+
+@dataclass(frozen=True)
+class Report:
+    """All checks of one run."""
+
+    checked: tuple[Checked, ...] = ()
+
+    @property
+    def findings(self) -> tuple[Finding, ...]:
+        return tuple(finding for checked in self.checked for finding in checked.findings)
+
+    @property
+    def skipped(self) -> tuple[Skipped, ...]:
+        return tuple(skipped for checked in self.checked for skipped in checked.skipped)
+
+    @property
+    def failed(self) -> bool:
+        return any(checked.failed for checked in self.checked)
+
+    def of(self, subject: str) -> Report:
+        """The part about one layer or function."""
+        return Report(tuple(checked for checked in self.checked if checked.subject == subject))
+
+
+@dataclass(frozen=True)
+class Function:
+    """A Lambda function that the template declares."""
+
+    name: str
+    """FunctionName, else the logical ID."""
+    logical_id: str
+    folder: str
+    """CodeUri, below the template's folder."""
+    handler: str
+    """``app.lambda_handler``."""
+    target: Target
+    layers: tuple[str, ...]
+    """The checkout's own layers that it attaches, in the order listed: a later one's file wins."""
+    other_layers: tuple[str, ...] = ()
+    """What else it attaches (ARNs, parameters): their content is not known here."""
 
 
 @dataclass(frozen=True)

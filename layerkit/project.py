@@ -17,7 +17,7 @@ from typing import Any
 from packaging.requirements import InvalidRequirement
 from packaging.requirements import Requirement as ParsedRequirement
 
-from layerkit.errors import ConfigurationError
+from layerkit.errors import ConfigurationError, LayerkitError
 from layerkit.model import Layer, Layers, Requirement, Target, check_layer_name, normalized
 from layerkit.runtimes import check_architecture, runtime_named
 
@@ -74,20 +74,47 @@ class Project:
         return tuple(name for name in self.layers if not names or name in names)
 
 
-def load_project(root: Path, default_target: Target) -> Project:
-    """Read every layer below ``root``; ConfigurationError names the file and the line or key of the first mistake."""
-    root = root.resolve()
+def find_layers(root: Path) -> Path:
+    """The folder with the layers; ConfigurationError where ``root`` has none."""
     folder = root / "layers"
     if not folder.is_dir():
         raise ConfigurationError(
             f"{folder} does not exist.", "Run this in a checkout that has layers, or make one: inv new --layer NAME."
         )
+    return folder
+
+
+def load_project(root: Path, default_target: Target) -> Project:
+    """Read every layer below ``root``; ConfigurationError names the file and the line or key of the first mistake."""
+    root = root.resolve()
     layers = [
         _load_layer(root, entry)
-        for entry in sorted(folder.iterdir())
+        for entry in sorted(find_layers(root).iterdir())
         if not entry.name.startswith(".") and entry.is_dir() and _is_layer(entry)
     ]
     return Project(root=root, layers=Layers(layers), default_target=default_target)
+
+
+def load_what_loads(root: Path, default_target: Target) -> tuple[Project, dict[str, LayerkitError]]:
+    """As ``load_project``, but a layer that can't be read is left out, with all that depends on it, and why is said."""
+    root = root.resolve()
+    found: dict[str, Layer] = {}
+    broken: dict[str, LayerkitError] = {}
+    folder = root / "layers"
+    for entry in sorted(folder.iterdir()) if folder.is_dir() else ():
+        if not entry.name.startswith(".") and entry.is_dir() and _is_layer(entry):
+            try:
+                found[entry.name] = _load_layer(root, entry)
+            except LayerkitError as error:
+                broken[entry.name] = error
+    while True:
+        try:
+            return Project(root=root, layers=Layers(found.values()), default_target=default_target), broken
+        except LayerkitError as error:
+            # The message begins with the file of the layer whose `depends_on` is wrong.
+            name = error.message.split("/")[1]
+            broken[name] = error
+            del found[name]
 
 
 def _is_layer(folder: Path) -> bool:
@@ -161,6 +188,16 @@ def _architectures(value: object, where: str) -> tuple[str, ...]:
     return tuple(check_architecture(item, where) for item in _texts(value, where))
 
 
+_MODULE = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*")
+
+
+def _modules(value: object, where: str) -> tuple[str, ...]:
+    for name in _texts(value, where):
+        if not _MODULE.fullmatch(name):
+            raise ConfigurationError(f"{where} must be names of modules such as 'sklearn.ensemble', not {name!r}.")
+    return _texts(value, where)
+
+
 _KEYS: dict[str, Callable[[object, str], Any]] = {
     "description": _text,
     "stack": _text,
@@ -170,13 +207,14 @@ _KEYS: dict[str, Callable[[object, str], Any]] = {
     "max_size_mb": _positive,
     "limit_reason": _text,
     "allow_sdist": _names,
+    "imports": _modules,
 }
 
 
 # ---- requirements files ----
 
 _COMMENT = re.compile(r"(^|\s+)#.*$")
-_INCLUDE = re.compile(r"(?:-r|--requirement)(?:\s+|=)(?P<path>\S+)")
+_INCLUDE = re.compile(r"(?:-r(?:\s+|=)?|--requirement(?:\s+|=))(?P<path>\S+)")
 
 
 def read_requirements(path: Path, root: Path) -> tuple[Requirement, ...]:
@@ -214,6 +252,11 @@ def _requirements(path: Path, root: Path, including: tuple[Path, ...]) -> Iterat
         where = f"{shown}:{number}"
         include = _INCLUDE.fullmatch(line)
         if include:
+            if "://" in include["path"]:  # not shown: there may be a password in it
+                raise ConfigurationError(
+                    f"{where}: a file is included by address; only files of the project can be.",
+                    "Put its lines, or the file itself, into the layer's folder.",
+                )
             other = (path.parent / include["path"]).resolve()
             if not other.is_relative_to(root):
                 raise ConfigurationError(f"{where}: {include['path']!r} lies outside of the project.")
@@ -250,19 +293,19 @@ def parse_requirement(line: str, where: str) -> Requirement:
             f"{where}: hashes belong into the lock, which `inv lock` writes.",
             "Where this file is compiled, put its source beside it as requirements.in: then that is read.",
         )
-    option = line.split()[0]
-    if option.startswith("-"):
-        option = option.partition("=")[0]
-        raise ConfigurationError(
-            f"{where}: the option {option} is not for a layer's requirements.",
+    option = re.match(r"\s*(--[A-Za-z-]*|-[A-Za-z]?)", line)
+    if option:
+        raise ConfigurationError(  # its value is not shown: there may be a password in it
+            f"{where}: the option {option[1]} is not for a layer's requirements.",
             "Indexes are set for uv (UV_INDEX, UV_DEFAULT_INDEX or its configuration); own code goes into src/.",
         )
     try:
         parsed = ParsedRequirement(line)
     except InvalidRequirement as error:
+        if "://" in line:
+            raise ConfigurationError(f"{where}: a line with an address is not a requirement.") from error
         reason = str(error).splitlines()[0].rstrip(".")
-        shown = re.sub(r"://[^/\s]*@", "://***@", line)
-        raise ConfigurationError(f"{where}: {shown!r} is not a requirement: {reason}.") from error
+        raise ConfigurationError(f"{where}: {line!r} is not a requirement: {reason}.") from error
     if parsed.url:
         raise ConfigurationError(
             f"{where}: {parsed.name} is asked for by address; a lock holds distributions of an index only.",

@@ -9,7 +9,7 @@ from importlib.resources import files
 from typing import Any
 
 from layerkit.errors import ConfigurationError
-from layerkit.model import Runtime, Target
+from layerkit.model import Runtime, System, Target
 
 
 @cache
@@ -22,6 +22,14 @@ def runtimes() -> dict[str, Runtime]:
 def limits() -> dict[str, int]:
     """AWS's limits by name, sizes in bytes (``data/limits.toml``)."""
     return _data("limits.toml")
+
+
+@cache
+def system_of(runtime_name: str) -> System:
+    """What the operating system of a runtime in ``runtimes()`` has for compiled code (``data/libraries.toml``)."""
+    os = runtimes()[runtime_name].os
+    entry = _data("libraries.toml")[os]
+    return System(os=os, symbols=entry["symbols"], libraries=frozenset(entry["libraries"]))
 
 
 def _data(name: str) -> dict[str, Any]:

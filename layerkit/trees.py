@@ -14,7 +14,7 @@ import io
 import os
 import re
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -39,14 +39,31 @@ class Installed:
 
 
 def installed(tree: Path) -> tuple[Installed, ...]:
-    """The distributions in a tree, by name."""
+    """The distributions in a tree, by name; one without a RECORD has no rows.
+
+    Raises ConfigurationError for a RECORD that names files outside of the tree.
+    """
     found = []
     for folder in sorted(tree.glob("*.dist-info")):
         name, _, version = folder.name.removesuffix(".dist-info").rpartition("-")
-        with open(folder / "RECORD", newline="", encoding="utf-8") as file:
-            rows = {os.path.normpath(row[0]): (row[1], row[2]) for row in csv.reader(file) if row}
+        rows = {}
+        for row in _record(folder / "RECORD"):
+            path = os.path.normpath(row[0])
+            if os.path.isabs(path) or path.startswith(".."):
+                raise ConfigurationError(
+                    f"{name} {version} is a broken wheel: its RECORD names {row[0]!r}, which is not in it."
+                )
+            rows[path] = (row[1], row[2])
         found.append(Installed(folder, normalized(name), version, rows))
     return tuple(sorted(found, key=lambda distribution: distribution.name))
+
+
+def _record(path: Path) -> list[list[str]]:
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            return [[*row, "", ""] for row in csv.reader(file) if row]
+    except FileNotFoundError:
+        return []
 
 
 def contested(tree: Path) -> dict[str, str]:
@@ -64,8 +81,11 @@ def contested(tree: Path) -> dict[str, str]:
     return winners
 
 
-def normalize(tree: Path, target: Target) -> None:
-    """Take out of an installed tree what depends on the machine, and make each RECORD say what is there."""
+def normalize(tree: Path, target: Target, settled: Collection[str] = ()) -> None:
+    """Take out of an installed tree what depends on the machine, and make each RECORD say what is there.
+
+    ``settled`` are the files of which several distributions have a RECORD entry and one's content stays.
+    """
     (tree / ".lock").unlink(missing_ok=True)
     distributions = installed(tree)
     for distribution in distributions:
@@ -81,7 +101,7 @@ def normalize(tree: Path, target: Target) -> None:
         if not any(scripts.iterdir()):
             scripts.rmdir()
     for distribution in distributions:
-        _rewrite_record(tree, distribution)
+        _rewrite_record(tree, distribution, settled)
 
 
 def _launchers(entry_points: Path) -> Iterator[str]:
@@ -95,11 +115,11 @@ def _launchers(entry_points: Path) -> Iterator[str]:
             yield from parser[section]
 
 
-def _rewrite_record(tree: Path, distribution: Installed) -> None:
+def _rewrite_record(tree: Path, distribution: Installed, settled: Collection[str]) -> None:
     rows = []
     for path, (digest, size) in sorted(distribution.rows.items()):
         file = tree / path
-        if path.startswith("bin/") and digest and file.is_file():
+        if (path.startswith("bin/") or path in settled) and digest and file.is_file():
             content = file.read_bytes()
             encoded = base64.urlsafe_b64encode(sha256(content).digest()).rstrip(b"=").decode()
             digest, size = f"sha256={encoded}", str(len(content))
@@ -124,12 +144,13 @@ def impure(tree: Path, names: Iterable[str]) -> dict[str, str]:
     return found
 
 
-def add_own_code(source: Path, tree: Path, where: str) -> tuple[int, int]:
-    """Copy a layer's own code into its tree; the number of files and bytes.
+def add_own_code(source: Path, tree: Path, where: str) -> tuple[int, int, str]:
+    """Copy a layer's own code into its tree; the number of files and bytes, and ``own_code_digest`` of the copy.
 
-    Raises ConfigurationError when it would replace a file of a distribution, or has a link that leaves it.
+    Raises ConfigurationError when it would replace a file of a distribution.
     """
     files = size = 0
+    digest = sha256()
     for path in own_files(source):
         relative = path.relative_to(source)
         to = tree / relative
@@ -144,9 +165,10 @@ def add_own_code(source: Path, tree: Path, where: str) -> tuple[int, int]:
         else:
             shutil.copyfile(path, to)
             to.chmod(0o755 if _executable(path) else 0o644)
+        digest.update(_own_line(relative, to))
         files += 1
-        size += path.lstat().st_size
-    return files, size
+        size += to.lstat().st_size
+    return files, size, digest.hexdigest()
 
 
 def own_files(source: Path) -> Iterator[Path]:
@@ -169,12 +191,15 @@ def own_code_digest(source: Path) -> str:
     digest = sha256()
     if source.is_dir():
         for path in own_files(source):
-            link = path.is_symlink()
-            content = os.readlink(path).encode() if link else path.read_bytes()
-            kind = "link" if link else "executable" if _executable(path) else "file"
-            relative = path.relative_to(source).as_posix()
-            digest.update(f"{relative}\0{kind}\0{sha256(content).hexdigest()}\n".encode())
+            digest.update(_own_line(path.relative_to(source), path))
     return digest.hexdigest()
+
+
+def _own_line(relative: Path, path: Path) -> bytes:
+    link = path.is_symlink()
+    content = os.readlink(path).encode() if link else path.read_bytes()
+    kind = "link" if link else "executable" if _executable(path) else "file"
+    return f"{relative.as_posix()}\0{kind}\0{sha256(content).hexdigest()}\n".encode()
 
 
 def sources(tree: Path, prefix: str) -> list[Source]:
@@ -214,3 +239,27 @@ def distributions(tree: Path, packages: Iterable[Package], sizes: Mapping[str, i
         name = distribution.name
         found.append(Distribution(name, distribution.version, hashes.get(name, ()), len(own), sum(own)))
     return tuple(found)
+
+
+def fingerprint(tree: Path, *, strict: bool) -> str:
+    """SHA-256 (hex) over the paths, sizes and times of a tree's files: whether it is the one seen before.
+
+    Bytecode and Finder leftovers don't count, which whoever imports from the tree or looks at it leaves there. With
+    ``strict`` the times are exact and the inodes count, so that not even a copy is the same; else whole seconds of
+    the content's time are all, which an archive keeps.
+    """
+    digest = sha256()
+    pending = [(str(tree), "")]
+    while pending:
+        folder, shown = pending.pop()
+        with os.scandir(folder) as entries:
+            for entry in sorted(entries, key=lambda entry: entry.name, reverse=True):
+                if entry.name in _LEFT_BEHIND:
+                    continue
+                if entry.is_dir(follow_symlinks=False):
+                    pending.append((entry.path, f"{shown}{entry.name}/"))
+                    continue
+                stat = entry.stat(follow_symlinks=False)
+                times = (stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino) if strict else (int(stat.st_mtime),)
+                digest.update(repr((shown, entry.name, stat.st_size, stat.st_mode & 0o111, *times)).encode())
+    return digest.hexdigest()

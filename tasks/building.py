@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 import shutil
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from layerkit.building import Built
     from layerkit.model import LockChange, Target
     from layerkit.project import Project
+    from layerkit.validating import Means
 
 LAYER = "a layer's name; may be repeated (default: all layers)"
 RUNTIME = "the Lambda runtime, such as python3.12 (default: the setting layerkit.runtime)"
@@ -31,12 +33,18 @@ JSON = "print one JSON document on stdout and nothing else there"
 
 @contextmanager
 def _changing(chosen: Settings, purpose: str) -> Iterator[Project]:
-    """The checkout, locked against a second process, with any half-made swap finished first."""
+    """The checkout, locked against a second process, with whatever was half put in place finished first."""
     from layerkit.building import clear_work, finish_swap
     from layerkit.files import checkout_lock
+    from layerkit.locking import finish_locks
+    from layerkit.project import find_layers
 
-    project = chosen.project()
-    with checkout_lock(project.state, purpose, lambda holder: say(f"waiting for {holder} to finish ...")):
+    find_layers(chosen.root)  # where there are none, nothing is made, not even the lock
+    state = chosen.root / ".layerkit"
+    with checkout_lock(state, purpose, lambda holder: say(f"waiting for {holder} to finish ...")):
+        project = chosen.project()  # only now: whoever held the lock may have changed the layers
+        if finish_locks(project):
+            say("an earlier `inv lock` had been interrupted while it put its locks in place: finished now")
         if finish_swap(project):
             say("an earlier build had been interrupted while it was put in place: finished now")
         clear_work(project)
@@ -123,7 +131,6 @@ def lock(
 ) -> Outcome:
     """Work out one version of everything for the layers, and write each layer's lock."""
     from layerkit.locking import locked_targets, stale
-    from layerkit.runtimes import check_architecture, runtime_named
 
     chosen = settings(ctx, runtime=runtime, architecture=architecture)
     if check and (upgrade or package):
@@ -131,7 +138,7 @@ def lock(
     if check:
         project = chosen.project()
         targets = (chosen.target,) if runtime or architecture else locked_targets(project)
-        names = project.selected(layer or ())
+        names = _of_any_target(project, targets, layer or ())
         reasons = [
             {"layer": name, "target": str(target), "reason": reason}
             for target in targets
@@ -148,39 +155,49 @@ def lock(
         return Outcome({"schema": 1, "current": not reasons, "stale": reasons}, show_check, 3 if reasons else 0)
 
     with _changing(chosen, "inv lock") as project:
-        project.selected(layer or ())
         targets = (chosen.target,) if runtime or architecture else locked_targets(project)
+        if not _of_any_target(project, targets, layer or ()):
+            raise ConfigurationError("there is no layer to lock.", "Make one: inv new --layer NAME")
         for target in targets:
-            runtime_named(target.runtime, f"layers/*/locks/{target}.txt")
-            check_architecture(target.architecture, f"layers/*/locks/{target}.txt")
             _check_dates(target, allow_blocked_runtime or target != chosen.target)
         changes = _lock_all(project, targets, layer or (), upgrade, package or ())
     document = {"schema": 1, "locks": [_change_document(change) for change in changes]}
     return Outcome(document, lambda: _show_changes(changes))
 
 
+def _of_any_target(project: Project, targets: Sequence[Target], named: Sequence[str]) -> tuple[str, ...]:
+    """The layers chosen; ConfigurationError for one that was named and is for none of ``targets``."""
+    names = project.selected(named)
+    for name in names if named else ():
+        reasons = [project.layers.why_not(name, target) for target in targets]
+        if all(reasons):
+            raise ConfigurationError(f"{name} is not for {' or '.join(map(str, targets))}: {reasons[0]}.")
+    return names
+
+
 def _lock_all(
-    project: Project, targets: Sequence[Target], layers: Sequence[str], upgrade: bool, packages: Sequence[str]
-) -> list[LockChange]:
+    project: Project,
+    targets: Sequence[Target],
+    layers: Sequence[str] = (),
+    upgrade: bool = False,
+    packages: Sequence[str] = (),
+    follow: bool = False,
+) -> tuple[LockChange, ...]:
     from layerkit.installer import Uv
     from layerkit.locking import lock as lock_layers
 
-    uv = Uv(project.root)
-    changes: list[LockChange] = []
     with _scratch(project) as scratch:
-        # The default target comes first: a target without locks starts from its versions.
-        for target in targets:
-            changes += lock_layers(
-                project,
-                target,
-                layers=layers,
-                upgrade=upgrade,
-                packages=packages,
-                uv=uv,
-                scratch=scratch,
-                tell=say,
-            )
-    return changes
+        return lock_layers(
+            project,
+            targets,
+            layers=layers,
+            follow=follow,
+            upgrade=upgrade,
+            packages=packages,
+            uv=Uv(project.root),
+            scratch=scratch,
+            tell=say,
+        )
 
 
 def _change_document(change: LockChange) -> dict[str, Any]:
@@ -217,6 +234,7 @@ def _show_changes(changes: Sequence[LockChange]) -> None:
         "architecture": ARCHITECTURE,
         "jobs": "how much to do side by side (default: one for each processor)",
         "skip_validation": "let the layers in whatever their size and form (not recommended)",
+        "require_verified": "end with exit code 4 when a check could not run",
         "skip_optimization": "leave the trees as the wheels made them; the only way there is so far",
         "clean": "build again even what is up to date",
         "locked": "refuse when a lock is missing or not current, instead of locking first (for CI)",
@@ -232,6 +250,7 @@ def build(
     architecture: str | None = None,
     jobs: int = 0,
     skip_validation: bool = False,
+    require_verified: bool = False,
     skip_optimization: bool = False,
     clean: bool = False,
     locked: bool = False,
@@ -247,9 +266,12 @@ def build(
     from .output import progress
 
     chosen = settings(ctx, runtime=runtime, architecture=architecture, jobs=jobs)
+    if skip_validation and require_verified:
+        raise ConfigurationError("--skip-validation and --require-verified exclude each other.")
     _check_dates(chosen.target, allow_blocked_runtime)
+    means = None if skip_validation else _means(chosen)
     with _changing(chosen, "inv build") as project:
-        names = _for_target(project, chosen.target, layer or ())
+        names = for_target(project, chosen.target, layer or ())
         _lock_first(project, chosen.target, names, locked)
         plans = plan_build(project, chosen.target, names, force=clean)
         if verbose:
@@ -257,15 +279,35 @@ def build(
                 say(f"{plan.layer.name}: {plan.action.value}{f' ({plan.reason})' if plan.reason else ''}")
         if any(plan.action is Action.BUILD for plan in plans):
             with progress(verbose) as tell:
-                built = build_layers(
-                    project, plans, uv=Uv(project.root), jobs=chosen.jobs, validate=not skip_validation, tell=tell
-                )
+                built = build_layers(project, plans, uv=Uv(project.root), jobs=chosen.jobs, means=means, tell=tell)
         else:
-            built = build_layers(project, plans, uv=Uv(project.root), jobs=1, validate=not skip_validation)
-    return Outcome(_build_document(chosen.target, built), lambda: _show_built(chosen.target, built))
+            built = build_layers(project, plans, uv=Uv(project.root), jobs=chosen.jobs, means=means)
+    not_verified = skip_validation or any(result.report.skipped for result in built)
+    return Outcome(
+        _build_document(chosen.target, built, skip_validation),
+        lambda: _show_built(chosen.target, built, skip_validation),
+        4 if require_verified and not_verified else 0,
+    )
 
 
-def _for_target(project: Project, target: Target, named: Sequence[str]) -> tuple[str, ...]:
+def _means(chosen: Settings) -> Means:
+    """What the build validates with; an interpreter that this machine lacks is asked for once, where uv can get it."""
+    from layerkit.interpreters import Unavailable, architecture_here, install_interpreter
+
+    means = chosen.means(chosen.target)
+    native = sys.platform == "linux" and chosen.target.architecture == architecture_here()
+    if isinstance(means.interpreter, Unavailable) and native:
+        version = chosen.target.python_version
+        say(f"there is no Python {version} on this machine: trying `uv python install {version}` ...")
+        why_not = install_interpreter(version)
+        if why_not:
+            say(f"  it can't be had: {why_not}")
+        else:
+            means = chosen.means(chosen.target)
+    return means
+
+
+def for_target(project: Project, target: Target, named: Sequence[str]) -> tuple[str, ...]:
     """The layers to build; those not named and not for ``target`` are left out, and that is said."""
     names = []
     for name in project.selected(named):
@@ -295,17 +337,26 @@ def _lock_first(project: Project, target: Target, names: Sequence[str], locked: 
             f"the locks for {target} are not current ({shown}).", "Run `inv lock` and commit what it writes."
         )
     say(f"locking first ({shown})")
-    for change in _lock_all(project, [target], (), upgrade=False, packages=()):
+    for change in _lock_all(project, [target], list(reasons), follow=True):
         if change.written:
             say(f"  {project.relative(project.lock_path(change.layer, target))} written")
 
 
-def _build_document(target: Target, built: Sequence[Built]) -> dict[str, Any]:
+def _not_verified(built: Sequence[Built], skip_validation: bool) -> list[str]:
+    """Why the result can't be called verified, each reason once; empty when it can."""
+    if skip_validation:
+        return ["validation was skipped"]
+    return list(dict.fromkeys(skipped.reason for result in built for skipped in result.report.skipped))
+
+
+def _build_document(target: Target, built: Sequence[Built], skip_validation: bool) -> dict[str, Any]:
     from layerkit.manifests import manifest_document
 
     return {
         "schema": 1,
         "target": str(target),
+        "verified": not _not_verified(built, skip_validation),
+        "not_verified": _not_verified(built, skip_validation),
         "layers": [
             {
                 "layer": result.plan.layer.name,
@@ -316,7 +367,7 @@ def _build_document(target: Target, built: Sequence[Built]) -> dict[str, Any]:
                 "limit_reason": result.plan.layer.limit_reason,
                 "findings": [
                     {"check": found.check, "severity": found.severity.value, "message": found.message}
-                    for found in result.findings
+                    for found in result.report.findings
                 ],
                 "manifest": manifest_document(result.manifest),
             }
@@ -325,7 +376,7 @@ def _build_document(target: Target, built: Sequence[Built]) -> dict[str, Any]:
     }
 
 
-def _show_built(target: Target, built: Sequence[Built]) -> None:
+def _show_built(target: Target, built: Sequence[Built], skip_validation: bool) -> None:
     from layerkit.building import Action
 
     from .output import findings, size, table
@@ -354,8 +405,13 @@ def _show_built(target: Target, built: Sequence[Built]) -> None:
             print(f"* {result.plan.layer.name}: {result.plan.layer.limit_reason}")
         for note in result.manifest.notes:
             print(f"note: {result.plan.layer.name}: {note}")
-    findings([found for result in built for found in result.findings])
+    findings([found for result in built for found in result.report.findings])
     _show_total(built)
+    reasons = _not_verified(built, skip_validation)
+    if reasons:
+        print(f"not verified: {'; '.join(reasons)}")
+    else:
+        print(f"Verified for {target}: every check of `inv validate --list-checks` that is about layers has passed.")
 
 
 def _show_total(built: Sequence[Built]) -> None:

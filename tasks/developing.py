@@ -24,7 +24,7 @@ def _environment(root: Path, name: str, python: Path) -> Path:
     from uv import find_uv_bin
 
     from layerkit.files import checkout_lock, write_whole
-    from layerkit.processes import run
+    from layerkit.processes import run, without_secrets
 
     requirements = root / "requirements" / f"{name}.txt"
     version = run([python, "-c", "import sys; print('%d.%d' % sys.version_info[:2])"], cwd=root).stdout.strip()
@@ -41,7 +41,8 @@ def _environment(root: Path, name: str, python: Path) -> Path:
         ):
             done = run([uv, *command], cwd=root)
             if done.code != 0:
-                raise ExternalError(f"the environment {folder.name} can't be made:\n{done.stderr.strip()}")
+                explanation = without_secrets(done.stderr).strip()
+                raise ExternalError(f"the environment {folder.name} can't be made:\n{explanation}")
         write_whole(stamp, requirements.read_bytes())
     return folder / "bin" / "python"
 
@@ -68,9 +69,9 @@ def test(ctx: Context, python: str | None = None, select: str | None = None, pat
     wanted = [python] if python else list(VERSIONS) if in_ci else [own]
     found: dict[str, Path] = {}
     for version in wanted:
-        interpreter = Path(sys.executable) if version == own else find_interpreter(version)
-        if interpreter:
-            found[version] = interpreter
+        other = None if version == own else find_interpreter(version)
+        if version == own or other:
+            found[version] = other.path if other else Path(sys.executable)
         elif python:
             raise ExternalError(f"there is no Python {version} on this machine.", "Install it, or choose another.")
     arguments = ["-k", select] if select else []

@@ -3,8 +3,11 @@
 from invoke.collection import Collection
 
 from .building import build, lock, new
+from .cleaning import clean
 from .developing import bench, lint, test
+from .diagnosing import doctor
 from .settings import DEFAULTS
+from .validating import status, validate
 
-ns = Collection(build, lock, new, test, lint, bench)
+ns = Collection(build, validate, status, clean, doctor, lock, new, test, lint, bench)
 ns.configure({"layerkit": DEFAULTS})

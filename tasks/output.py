@@ -5,10 +5,11 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import datetime
 from threading import Lock
 
 from layerkit.building import Progress
-from layerkit.model import Finding, Severity
+from layerkit.model import Finding, Severity, Skipped
 
 from .support import say
 
@@ -32,8 +33,12 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], rig
         shown.add_column(column, justify="right" if column in right else "left", overflow="fold")
     for row in rows:
         shown.add_row(*row)
-    # A log has no width: there nothing is folded or cut.
-    console.print(shown) if console.is_terminal else Console(width=200).print(shown)
+    if not console.is_terminal:
+        console = Console(width=200)  # a log has no width: there nothing is folded or cut
+    with console.capture() as text:
+        console.print(shown)
+    # Not by rich itself, which ends the process with exit code 1 when whoever read stdout has enough.
+    print(text.get(), end="")
 
 
 def findings(found: Sequence[Finding]) -> None:
@@ -42,6 +47,36 @@ def findings(found: Sequence[Finding]) -> None:
         print(f"{finding.severity.value}: {finding.subject}: {finding.message}")
         if finding.hint:
             print(f"  {finding.hint}")
+
+
+def skips(skipped: Sequence[Skipped]) -> None:
+    """Print what could not be checked, each reason once with all that it holds for."""
+    subjects: dict[tuple[str, str, str], list[str]] = {}
+    for one in skipped:
+        subjects.setdefault((one.check, one.reason, one.hint), []).append(one.subject)
+    for (check, reason, hint), names in subjects.items():
+        print(f"not checked: {check} of {', '.join(names)}: {reason}")
+        if hint:
+            print(f"  {hint}")
+
+
+def age(since: str, now: datetime) -> str:
+    """How long ago an ISO 8601 time was, in words."""
+    from humanize import naturaltime
+
+    return naturaltime(now - datetime.fromisoformat(since))
+
+
+@contextmanager
+def progress_of_checks() -> Iterator[Callable[[str, str], None]]:
+    """Show which check of what is running: a spinner on a terminal, else nothing."""
+    if not sys.stderr.isatty():
+        yield lambda subject, check: None
+        return
+    from rich.console import Console
+
+    with Console(stderr=True).status("checking") as shown:
+        yield lambda subject, check: shown.update(f"{subject}: {check}")
 
 
 @contextmanager

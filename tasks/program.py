@@ -6,10 +6,12 @@ Invoke answers its own parse errors with 1, which is kept for crashes here; it t
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
 from collections import Counter
 from collections.abc import Callable
+from itertools import pairwise
 from types import FrameType
 from typing import Any
 
@@ -18,13 +20,14 @@ from invoke.program import Program as InvokeProgram
 
 from layerkit import __version__
 from layerkit.errors import LayerkitError
-from layerkit.processes import end_all
+from layerkit.processes import end_all, refuse_new, without_secrets
 
 from .namespace import ns
 from .settings import find_root
-from .support import Flag
+from .support import failure
 
 USAGE = 2
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interrupted(BaseException):
@@ -51,7 +54,14 @@ class Program(InvokeProgram):
         _configuration(self.config.load_project)
 
     def parse_tasks(self) -> None:
-        _usage(lambda: super(Program, self).parse_tasks())
+        _usage(self._parse_tasks)
+
+    def _parse_tasks(self) -> None:
+        try:
+            super().parse_tasks()
+        except ParseError as error:
+            self._refuse_second_value(error)
+            raise
         self._refuse_missing_values()
 
     def parse_cleanup(self) -> None:
@@ -60,7 +70,7 @@ class Program(InvokeProgram):
     def update_config(self, merge: bool = True) -> None:
         named = self.args.config.value
         if named and not os.path.exists(named):  # Invoke goes on as if nothing had been said
-            raise Exit(f"layerkit: --config: {named} does not exist.", code=USAGE)
+            raise _usage_error(f"--config: {named} does not exist.")
         _configuration(lambda: super(Program, self).update_config(merge))
 
     def execute(self) -> None:
@@ -70,20 +80,34 @@ class Program(InvokeProgram):
         _configuration(trial.load_shell_env, "a setting in the environment (INVOKE_LAYERKIT_...)")
         super().execute()
 
+    def _refuse_second_value(self, error: ParseError) -> None:
+        """``--layer a --layer b`` where one is all it takes: Invoke goes for the second as if it were a task."""
+        found = re.fullmatch(r"No idea what '(.*)' is!", str(error))
+        stranger = found[1] if found else ""
+        words = self._words()
+        for argument in error.context.args.values() if error.context else ():
+            name = f"--{argument.names[0]}"
+            again = f"{name}={stranger}" in words or (name, stranger) in pairwise(words)
+            if found and again and argument.kind is not list and argument.raw_value is not None:
+                raise ParseError(f"{name} is given twice, and takes one value.", error.context)
+
     def _refuse_missing_values(self) -> None:
         """``--layer a --layer``: Invoke takes the second as if it were not there."""
-        given = Counter(token.partition("=")[0] for token in self.argv[1:])
-        for name, values in self._repeatable().items():
-            if given[name] > values:
-                raise Exit(f"layerkit: {name} needs a value each time it is given.", code=USAGE)
-
-    def _repeatable(self) -> Counter[str]:
-        counted: Counter[str] = Counter()
+        given = Counter(word.partition("=")[0] for word in self._words())
+        values: Counter[str] = Counter()
         for context in self.tasks:
             for argument in context.args.values():
-                if isinstance(argument, Flag) and argument.kind is list:
-                    counted[f"--{argument.names[0]}"] += len(argument.value)
-        return counted
+                if argument.takes_value:
+                    several = argument.kind is list
+                    values[f"--{argument.names[0]}"] += len(argument.value) if several else argument.got_value
+        for name, count in values.items():
+            if given[name] > count:
+                raise _usage_error(f"{name} needs a value each time it is given, and some tasks take one only.")
+
+    def _words(self) -> list[str]:
+        """The command line, without what follows ``--``: nothing of ours reads that."""
+        words = list(self.argv[1:])
+        return words[: words.index("--")] if "--" in words else words
 
 
 def _usage(parse: Callable[[], None]) -> None:
@@ -92,11 +116,15 @@ def _usage(parse: Callable[[], None]) -> None:
         parse()
     except ParseError as error:
         task = f" {error.context.name}" if error.context and error.context.name else ""
-        raise Exit(f"layerkit: {error}\nSee: inv --help{task}", code=USAGE) from error
+        raise _usage_error(f"{error}\nSee: inv --help{task}") from error
     except Exit as error:
         if error.message and error.code == 1:
-            raise Exit(f"layerkit: {error.message}", code=USAGE) from error
+            raise _usage_error(error.message) from error
         raise
+
+
+def _usage_error(message: str) -> Exit:
+    return Exit(without_secrets(f"layerkit: {message}"), code=USAGE)
 
 
 def _configuration(load: Callable[[], None], what: str = "the configuration") -> None:
@@ -107,16 +135,21 @@ def _configuration(load: Callable[[], None], what: str = "the configuration") ->
         load()
     except (YAMLError, OSError, ValueError) as error:
         shown = " ".join(str(error).split())
-        raise Exit(f"layerkit: {what} can't be read: {shown}", code=USAGE) from error
+        raise _usage_error(f"{what} can't be read: {shown}") from error
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the tasks in ``argv`` (default: the process's own) and return the exit code."""
+    ending = False
 
     def interrupt(number: int, frame: FrameType | None) -> None:
-        raise Interrupted(number)
+        nonlocal ending
+        if not ending:  # the first one is obeyed; another would only disturb the clearing up
+            ending = True
+            refuse_new()
+            raise Interrupted(number)
 
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in SIGNALS:
         signal.signal(number, interrupt)
     try:
         try:
@@ -125,19 +158,27 @@ def main(argv: list[str] | None = None) -> int:
             sys.stdout.flush()
     except Interrupted as stop:
         end_all()
+        # Python puts the system's handlers back while it shuts down, and one more Ctrl-C would be the end of it then.
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         print("layerkit: interrupted; nothing half-made is in place.", file=sys.stderr)
         return 128 + stop.number
-    except BrokenPipeError:
-        # Whoever read stdout has enough. Python would complain once more when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    except BrokenPipeError:  # whoever read stdout has enough
+        _drop_stdout()
         return 128 + signal.SIGPIPE
-    except LayerkitError as error:
-        print(f"layerkit: {error}", file=sys.stderr)
-        return error.exit_code
+    except (LayerkitError, OSError) as error:
+        _drop_stdout()
+        failed = failure(error)
+        print(failed, file=sys.stderr)
+        return failed.exit_code
     except SystemExit as exit_:
         code: Any = exit_.code
         return code if isinstance(code, int) else 0 if code is None else 1
     return 0
+
+
+def _drop_stdout() -> None:
+    """Python would complain once more when it flushes at exit what could not be written."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 def run() -> None:

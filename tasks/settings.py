@@ -3,23 +3,35 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from invoke.context import Context
 
 from layerkit.errors import ConfigurationError
-from layerkit.model import Target
+from layerkit.model import MIB, Target
+from layerkit.probing import Bounds
 from layerkit.project import Project, load_project
 from layerkit.runtimes import check_architecture, runtime_named
+
+if TYPE_CHECKING:
+    from layerkit.validating import Means
 
 DEFAULTS: dict[str, Any] = {
     "runtime": "python3.13",
     "architecture": "x86_64",
     "jobs": 0,
+    "interpreters": {},
+    "check_seconds": 60,
+    "check_memory_mb": 4096,
 }
-"""Every setting under ``layerkit:`` and its default. ``jobs`` 0 means one for each processor."""
+"""Every setting under ``layerkit:`` and its default.
+
+``jobs`` 0 means one for each processor. ``interpreters`` are paths by Python version (``"3.13": /opt/python3.13``).
+``check_seconds`` and ``check_memory_mb`` bound each process that imports or calls what is being checked.
+"""
 
 
 def find_root() -> Path:
@@ -42,9 +54,27 @@ class Settings:
     default_target: Target
     target: Target
     jobs: int
+    interpreters: Mapping[str, str]
+    bounds: Bounds
 
     def project(self) -> Project:
         return load_project(self.root, self.default_target)
+
+    def means(self, target: Target, *, only: Sequence[str] = (), skip: Sequence[str] = ()) -> Means:
+        """What checks for ``target`` run with; ConfigurationError for a check or an interpreter that is none."""
+        from layerkit.files import cache_folder
+        from layerkit.interpreters import interpreter_for
+        from layerkit.results import Results
+        from layerkit.validating import Means, check_names
+
+        return Means(
+            interpreter_for(target, self.interpreters),
+            Results(cache_folder() / "results"),
+            self.jobs,
+            self.bounds,
+            check_names(only, "--only"),
+            check_names(skip, "--skip"),
+        )
 
 
 def settings(ctx: Context, *, runtime: str | None = None, architecture: str | None = None, jobs: int = 0) -> Settings:
@@ -57,7 +87,7 @@ def settings(ctx: Context, *, runtime: str | None = None, architecture: str | No
     values = {**DEFAULTS, **configured}
     for key, default in DEFAULTS.items():
         if not isinstance(values[key], type(default)):
-            kind = "a whole number" if isinstance(default, int) else "a text"
+            kind = {int: "a whole number", str: "a text", dict: "names with values"}[type(default)]
             raise ConfigurationError(f"layerkit.{key} must be {kind}, not {values[key]!r}.")
     default_target = _target(values["runtime"], values["architecture"], "layerkit.runtime", "layerkit.architecture")
     target = _target(
@@ -69,7 +99,12 @@ def settings(ctx: Context, *, runtime: str | None = None, architecture: str | No
     wanted = jobs or values["jobs"] or os.cpu_count() or 1
     if wanted < 1:
         raise ConfigurationError(f"--jobs must be 1 or more, not {wanted}.")
-    return Settings(find_root(), default_target, target, wanted)
+    for key in ("check_seconds", "check_memory_mb"):
+        if values[key] < 1:
+            raise ConfigurationError(f"layerkit.{key} must be 1 or more, not {values[key]}.")
+    interpreters = {str(version): str(path) for version, path in values["interpreters"].items()}
+    bounds = Bounds(values["check_seconds"], values["check_memory_mb"] * MIB)
+    return Settings(find_root(), default_target, target, wanted, interpreters, bounds)
 
 
 def _target(runtime: str, architecture: str, runtime_from: str, architecture_from: str) -> Target:

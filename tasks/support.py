@@ -1,7 +1,8 @@
 """What every task shares: the decorator, its outcome, and how errors become exits.
 
 A task's body returns an ``Outcome``: a document for ``--json``, a function that shows the same to a person, and an
-exit code. The decorator prints one or the other. An error of ours becomes its message on stderr and its exit code.
+exit code. The decorator prints one or the other. An error of ours, or of the system (a full disk, a file that can't be
+written), becomes its message on stderr and its exit code.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from invoke.parser.argument import Argument
 from invoke.tasks import Task
 from invoke.tasks import task as invoke_task
 
-from layerkit.errors import LayerkitError
+from layerkit.errors import ExternalError, LayerkitError
+from layerkit.processes import without_secrets
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,27 @@ class Outcome:
     document: Mapping[str, Any]
     show: Callable[[], None]
     exit_code: int = 0
+
+
+@dataclass(frozen=True)
+class Failure:
+    """An error as it leaves the program: free of credentials, and with its exit code."""
+
+    message: str
+    hint: str
+    exit_code: int
+
+    def __str__(self) -> str:
+        return f"layerkit: {self.message}\n{self.hint}" if self.hint else f"layerkit: {self.message}"
+
+
+def failure(error: LayerkitError | OSError) -> Failure:
+    """What to say of an error; one of the system is named with the paths that it is about."""
+    if isinstance(error, OSError):
+        paths = [os.fsdecode(path) for path in (error.filename, error.filename2) if isinstance(path, (str, bytes))]
+        where = f"{' -> '.join(paths)}: " if paths else ""
+        error = ExternalError(f"{where}{error.strerror or error}.")
+    return Failure(without_secrets(error.message), without_secrets(error.hint), error.exit_code)
 
 
 class Flag(Argument):
@@ -84,11 +107,14 @@ def task(**options: Any) -> Callable[[Callable[..., Outcome | None]], LayerTask]
             with _one_document() if as_json else _plain() as write:
                 try:
                     outcome = body(ctx, *args, **flags)
-                except LayerkitError as error:
+                except BrokenPipeError:  # no failure: whoever read stdout has enough
+                    raise
+                except (LayerkitError, OSError) as error:
+                    failed = failure(error)
                     if as_json:
-                        shown = {"message": error.message, "hint": error.hint, "exit_code": error.exit_code}
+                        shown = {"message": failed.message, "hint": failed.hint, "exit_code": failed.exit_code}
                         write(json_module.dumps({"schema": 1, "error": shown}, indent=2) + "\n")
-                    raise Exit(f"layerkit: {error}", code=error.exit_code) from error
+                    raise Exit(str(failed), code=failed.exit_code) from error
                 if outcome is None:
                     return
                 if as_json:

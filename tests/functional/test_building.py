@@ -14,8 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from layerkit.building import Action, finish_swap
-from layerkit.errors import CheckFailed, ConfigurationError, ExternalError
+from layerkit.building import Action, build, finish_swap, plan_build
+from layerkit.errors import CheckFailed, ConfigurationError, ExternalError, Incomplete
+from layerkit.installer import Uv
 from layerkit.model import Severity, Target
 from tests.support.checkouts import REPOSITORY, TARGET, Checkout
 from tests.support.index import Index
@@ -101,7 +102,8 @@ from layerkit.project import load_project
 from pathlib import Path
 target = Target("python3.13", "x86_64")
 project = load_project(Path(sys.argv[2]), target)
-build(project, plan_build(project, target, list(project.layers)), uv=Uv(project.root), jobs=int(sys.argv[3]))
+plans = plan_build(project, target, list(project.layers))
+build(project, plans, uv=Uv(project.root), jobs=int(sys.argv[3]), means=None)
 """
 
 
@@ -123,6 +125,38 @@ def test_the_same_bytes_whatever_the_place(stack: Checkout, make_checkout: Calla
         found.append(zips(clone))
     assert len(found[0]) == 3
     assert found[0] == found[1] == found[2]
+
+
+def test_the_tree_of_another_default_target_is_not_taken_for_this_ones(stack: Checkout) -> None:
+    """Both targets have their tree in layers/<name>/python while they are the default."""
+    other = {"INVOKE_LAYERKIT_RUNTIME": "python3.12"}
+    actions = []
+    for environment in ({}, other, {}):
+        done = stack.inv("build", "--json", "--skip-validation", env=environment)
+        actions.append({layer["layer"]: layer["action"] for layer in json.loads(done.stdout)["layers"]})
+    # ml has a script that names its runtime; the others' trees are the same for both.
+    assert actions[2] == {"core": "up to date", "ml": "build", "aws": "up to date"}
+    script = stack.project.tree_path("ml", TARGET) / "bin" / "learn.py"
+    assert script.read_text().startswith("#!/var/lang/bin/python3.13")
+    assert {result.plan.action for result in stack.build().values()} == {Action.NOTHING}
+
+
+def test_importing_from_a_tree_is_no_change_of_it(stack: Checkout) -> None:
+    stack.build()
+    cache = stack.project.tree_path("core", TARGET) / "__pycache__"
+    cache.mkdir()
+    (cache / "num.cpython-311.pyc").write_text("")
+    assert {result.plan.action for result in stack.build().values()} == {Action.NOTHING}
+
+
+def test_own_code_that_changes_during_the_build_is_noticed(stack: Checkout) -> None:
+    stack.layer("aws", "cloud\n", code={"own.py": "A = 1\n"})
+    project = stack.project
+    plans = plan_build(project, TARGET, ["aws"])
+    stack.layer("aws", "cloud\n", code={"own.py": "A = 2\n"})
+    with pytest.raises(Incomplete, match="layers/aws/src was changed while the layer was built"):
+        build(project, plans, uv=Uv(project.root), jobs=1, means=None)
+    assert not (stack.root / "dist").exists()
 
 
 def test_nothing_changed_touches_nothing(stack: Checkout) -> None:
@@ -287,19 +321,19 @@ def test_a_layer_over_its_limit_is_not_let_in(stack: Checkout) -> None:
     stack.build()
     before = stack.snapshot()
     stack.layer("aws", "cloud\n", 'max_size_mb = 1\nlimit_reason = "small"\n', {"big.bin": "x" * 1_100_000})
-    with pytest.raises(CheckFailed, match=r"aws: 1\.0 MiB unzipped; its limit is 1 MiB"):
-        stack.build()
+    with pytest.raises(CheckFailed, match=r"aws: size: 1\.0 MiB unzipped; its limit is 1 MiB"):
+        stack.build(means=stack.means(TARGET, only=frozenset({"size"})))
     after = stack.snapshot()
     assert {path for path in after if path not in before or after[path] != before[path]} == {
         "layers/aws/layer.toml",
         "layers/aws/src/big.bin",
     }
-    assert stack.build(validate=False)["aws"].plan.action is Action.BUILD
+    assert stack.build()["aws"].plan.action is Action.BUILD
 
 
 def test_a_layer_close_to_its_limit_is_let_in_with_a_warning(stack: Checkout) -> None:
     stack.layer("aws", "cloud\n", 'max_size_mb = 1\nlimit_reason = "small"\n', {"big.bin": "x" * 1_000_000})
-    (finding,) = stack.build()["aws"].findings
+    (finding,) = stack.build(means=stack.means(TARGET, only=frozenset({"size"})))["aws"].report.findings
     assert (finding.severity, finding.check) == (Severity.WARNING, "size")
 
 
@@ -329,19 +363,51 @@ from layerkit.installer import Uv
 from layerkit.model import Target
 from layerkit.project import load_project
 target = Target("python3.13", "x86_64")
-project = load_project(Path(sys.argv[1]), target)
-plans = plan_build(project, target, list(project.layers), force=True)
-uv = Uv(project.root)
-left = int(sys.argv[2])
-def dying(event, arguments):
-    global left
-    if event in ("os.rename", "os.remove", "os.rmdir", "os.mkdir"):
-        left -= 1
-        if left == 0:
-            os._exit(9)
-sys.addaudithook(dying)
-build(project, plans, uv=uv, jobs=1)
+def attempt(root, left):
+    project = load_project(Path(root), target)
+    plans = plan_build(project, target, list(project.layers), force=True)
+    uv = Uv(project.root)
+    def dying(event, arguments):
+        nonlocal left
+        if event in ("os.rename", "os.remove", "os.rmdir", "os.mkdir"):
+            left -= 1
+            if left == 0:
+                os._exit(9)
+    sys.addaudithook(dying)
+    build(project, plans, uv=uv, jobs=1, means=None)
+for line in sys.stdin:
+    child = os.fork()
+    if child == 0:
+        try:
+            attempt(sys.argv[1], int(line))
+        except BaseException as error:
+            print(error, file=sys.stderr)
+            os._exit(1)
+        os._exit(0)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
+
+
+class Killer:
+    """A process that builds in children of its own, each killed at a step; one start serves for all of them."""
+
+    def __init__(self, root: Path) -> None:
+        command = [sys.executable, "-c", KILLED, str(root)]
+        self.process = subprocess.Popen(
+            command, cwd=REPOSITORY, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+
+    def __call__(self, step: int) -> int:
+        assert self.process.stdin
+        assert self.process.stdout
+        print(step, file=self.process.stdin, flush=True)
+        return int(self.process.stdout.readline())
+
+    def __enter__(self) -> Killer:
+        return self
+
+    def __exit__(self, *details: object) -> None:
+        self.process.communicate()
 
 
 def test_a_kill_at_any_step_leaves_a_build_that_can_be_used(stack: Checkout) -> None:
@@ -354,26 +420,27 @@ def test_a_kill_at_any_step_leaves_a_build_that_can_be_used(stack: Checkout) -> 
     kept = stack.root.with_name("kept")
     os.rename(stack.root, kept)
     outcomes = set()
-    for step in range(1, 400):
-        subprocess.run(["cp", "-r", "--", kept, stack.root], check=True)
-        command = [sys.executable, "-c", KILLED, str(stack.root), str(step)]
-        code = subprocess.run(command, cwd=REPOSITORY, check=False, capture_output=True).returncode
-        assert code in (0, 9)
-        decided = finish_swap(stack.project)
-        found = zips(stack)
-        manifests = {path.name: json.loads(path.read_text()) for path in (stack.root / "dist").glob("*.json")}
-        for manifest in manifests.values():
-            assert found[Path(manifest["zip"]["path"]).name] == manifest["zip"]["sha256"]
-            tree = stack.root / manifest["tree"]["path"]
-            files = [path for path in tree.rglob("*") if path.is_file()]
-            assert sum(path.stat().st_size for path in files) == manifest["tree"]["size"]
-        assert not (stack.root / ".layerkit" / "swap").exists()
-        new = found["core-python3.13-x86_64.zip"] != old["core-python3.13-x86_64.zip"]
-        assert new == (found["aws-python3.13-x86_64.zip"] != old["aws-python3.13-x86_64.zip"])
-        outcomes.add((code, decided, new))
-        subprocess.run(["rm", "-rf", "--", stack.root], check=True)
-        if code == 0:
-            break
+    with Killer(stack.root) as kill:
+        for step in range(1, 400):
+            subprocess.run(["cp", "-r", "--", kept, stack.root], check=True)
+            code = kill(step)
+            assert code in (0, 9)
+            assert all((stack.root / "layers" / name / "python").is_dir() for name in ("core", "ml", "aws"))
+            decided = finish_swap(stack.project)
+            found = zips(stack)
+            manifests = {path.name: json.loads(path.read_text()) for path in (stack.root / "dist").glob("*.json")}
+            for manifest in manifests.values():
+                assert found[Path(manifest["zip"]["path"]).name] == manifest["zip"]["sha256"]
+                tree = stack.root / manifest["tree"]["path"]
+                files = [path for path in tree.rglob("*") if path.is_file()]
+                assert sum(path.stat().st_size for path in files) == manifest["tree"]["size"]
+            assert not (stack.root / ".layerkit" / "swap").exists()
+            new = found["core-python3.13-x86_64.zip"] != old["core-python3.13-x86_64.zip"]
+            assert new == (found["aws-python3.13-x86_64.zip"] != old["aws-python3.13-x86_64.zip"])
+            outcomes.add((code, decided, new))
+            subprocess.run(["rm", "-rf", "--", stack.root], check=True)
+            if code == 0:
+                break
     assert outcomes == {(9, False, False), (9, True, True), (9, False, True), (0, False, True)}
 
 
@@ -382,10 +449,11 @@ def test_a_half_made_swap_is_finished_by_the_next_command(stack: Checkout) -> No
     before = zips(stack)
     stack.layer("core", "num>=2\n")
     stack.lock()
-    for step in range(30, 400):
-        subprocess.run([sys.executable, "-c", KILLED, str(stack.root), str(step)], cwd=REPOSITORY, check=False)
-        if (stack.root / ".layerkit" / "swap").is_dir():
-            break
+    with Killer(stack.root) as kill:
+        for step in range(30, 400):
+            kill(step)
+            if (stack.root / ".layerkit" / "swap").is_dir():
+                break
     done = stack.inv("build")
     assert done.returncode == 0
     assert "had been interrupted while it was put in place: finished now" in done.stderr

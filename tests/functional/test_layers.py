@@ -58,6 +58,6 @@ def test_the_three_layers_build_and_import_together(tmp_path: Path, caches: dict
     if interpreter is None:
         pytest.skip("not run: there is no Python 3.13 on this machine to import the layers with")
     code = "import sys; sys.path.insert(0, sys.argv[1]); import pandas, sklearn.linear_model, scipy, boto3; print('ok')"
-    command = [str(interpreter), "-I", "-B", "-c", code, str(tmp_path / "opt" / "python")]
+    command = [str(interpreter.path), "-I", "-B", "-c", code, str(tmp_path / "opt" / "python")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.stdout == "ok\n", done.stderr

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from tests.support.checkouts import REPOSITORY, Checkout
+from tests.support.checkouts import REPOSITORY, TARGET, Checkout
 
 
 @pytest.fixture
@@ -41,6 +43,13 @@ def web(checkout: Checkout) -> Checkout:
         (["--config", "nowhere.yaml", "build"], "nowhere.yaml does not exist"),
         (["lock", "--check", "--upgrade"], "--check changes nothing"),
         (["new"], "--layer is missing"),
+        (["new", "--layer", "a", "--layer", "b"], "--layer is given twice, and takes one value"),
+        (["new", "--layer=a", "--layer=b"], "--layer is given twice, and takes one value"),
+        (["new", "--layer", "a", "--layer", "build"], "--layer needs a value each time it is given"),
+        (["new", "--layer", "a", "--layer", "--json"], "--layer needs a value each time it is given"),
+        (["build", "--jobs", "2", "--jobs", "--locked"], "--jobs needs a value each time it is given"),
+        (["build", "--layer", "https://me:secret@example.test/"], "no layer called 'https://***@example.test/'"),
+        (["build", "https://me:secret@example.test/"], "No idea what 'https://***@example.test/' is!"),
         (["bench", "nonsense"], "there is no bench called 'nonsense'"),
     ],
 )
@@ -94,6 +103,59 @@ def test_an_error_under_json_is_a_document_too(web: Checkout) -> None:
     assert "no layer called 'nope'" in document["error"]["message"]
 
 
+def test_the_same_flag_for_each_of_two_tasks(checkout: Checkout) -> None:
+    done = checkout.inv("new", "--layer", "web", "lock", "--layer", "web")
+    assert done.returncode == 0, done.stderr
+    assert checkout.project.lock_path("web", TARGET).exists()
+
+
+def test_a_file_that_cannot_be_written_is_one_line_and_exit_code_4(web: Checkout) -> None:
+    (web.root / ".layerkit").write_text("")
+    done = web.inv("lock")
+    assert (done.returncode, done.stdout) == (4, "")
+    assert done.stderr == f"layerkit: {web.root / '.layerkit'}: File exists.\n"
+    as_json = web.inv("lock", "--json")
+    assert as_json.returncode == 4
+    assert json.loads(as_json.stdout)["error"] == {
+        "message": f"{web.root / '.layerkit'}: File exists.",
+        "hint": "",
+        "exit_code": 4,
+    }
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="not run: this system has no /dev/full")
+def test_a_full_disk_behind_stdout(web: Checkout) -> None:
+    for words in (["--list"], ["lock", "--check"], ["lock", "--check", "--json"]):
+        with open("/dev/full", "w") as full:
+            done = subprocess.run(
+                web.command(*words),
+                env={**os.environ, **web.environment},
+                stdout=full,
+                stderr=subprocess.PIPE,
+                text=True,
+                check=False,
+            )
+        assert (done.returncode, done.stderr) == (4, "layerkit: No space left on device.\n")
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_second_ctrl_c_disturbs_nothing(
+    web: Checkout, monkeypatch: pytest.MonkeyPatch, number: signal.Signals, code: int
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # an index that takes calls and never answers
+        monkeypatch.setenv("UV_DEFAULT_INDEX", f"http://127.0.0.1:{silent.getsockname()[1]}/simple/")
+        environment = {**os.environ, **web.environment}
+        with subprocess.Popen(web.command("lock"), env=environment, stderr=subprocess.PIPE, text=True) as process:
+            assert process.stderr is not None
+            assert "resolving web together" in process.stderr.readline()
+            with silent.accept()[0]:
+                while process.poll() is None:
+                    process.send_signal(number)
+            rest = process.stderr.read()
+    assert process.returncode == code
+    assert rest == "layerkit: interrupted; nothing half-made is in place.\n"
+
+
 def test_a_closed_pipe_is_silent(web: Checkout) -> None:
     environment = {**os.environ, **web.environment}
     command = web.command("--help")
@@ -103,6 +165,34 @@ def test_a_closed_pipe_is_silent(web: Checkout) -> None:
         process.stdout.close()
         assert process.stderr.read() == b""
     assert process.returncode == 141
+
+
+def test_a_table_into_a_closed_pipe_is_a_broken_pipe_as_well() -> None:
+    code = (
+        "import sys\n"
+        "from tasks.output import table\n"
+        "sys.stdin.readline()\n"
+        "try:\n"
+        "    table('A table', ['One'], [['1']])\n"
+        "    sys.stdout.flush()\n"
+        "except BrokenPipeError:\n"
+        "    sys.stderr.write('broken')\n"
+        "    sys.stderr.flush()\n"
+        "    __import__('os')._exit(0)\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code],
+        cwd=REPOSITORY,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        process.stdout.close()
+        process.stdout = None
+        _, said = process.communicate("go\n", timeout=60)
+    assert said == "broken"
 
 
 def test_the_list_has_every_task_with_one_line(web: Checkout) -> None:
@@ -147,6 +237,10 @@ def test_new_in_an_empty_repository(tmp_path: Path, checkout: Checkout) -> None:
         (["--layer", ""], "an empty name can't be the name"),
         (["--layer", "web"], "layers/web exists already"),
         (["--layer", "x", "--requirement", "six y"], "--requirement: 'six y' is not a requirement"),
+        (["--layer", "x", "--requirement", ""], "--requirement: '' is not a requirement"),
+        (["--layer", "x", "--requirement", " "], "--requirement: ' ' is not a requirement"),
+        (["--layer", "x", "--requirement", "six\nsix-like"], "is not a requirement"),
+        (["--layer", "x", "--requirement", "https://u:secret@example.test/"], "a line with an address is not"),
         (["--layer", "x", "--requirement", "--index-url=http://u:p@example.test"], "the option --index-url"),
         (["--layer", "x", "--requirement", "six==1", "--requirement", "six==2"], "pins six a second time"),
     ],

@@ -13,13 +13,24 @@ from pathlib import Path
 from typing import Any
 
 from layerkit.building import Built, build, plan_build
+from layerkit.files import cache_folder
 from layerkit.installer import Uv
+from layerkit.interpreters import architecture_here, interpreter_for
 from layerkit.locking import lock
-from layerkit.model import LockChange, Target
+from layerkit.model import LockChange, Report, Target
+from layerkit.probing import Bounds
 from layerkit.project import Project, load_project
+from layerkit.results import Results
+from layerkit.standing import validate_checkout
+from layerkit.validating import Means
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
 TARGET = Target("python3.13", "x86_64")
+
+VERSION = f"{sys.version_info.major}.{sys.version_info.minor}"
+HERE = Target(f"python{VERSION}", architecture_here())
+"""The target that this very Python can run: what tests import, they import with it."""
+FOREIGN = Target(HERE.runtime, "arm64" if HERE.architecture == "x86_64" else "x86_64")
 
 
 @dataclass
@@ -51,7 +62,7 @@ class Checkout:
         self.counter[0] += 1
         scratch = project.state / "work" / f"test-{self.counter[0]}"
         try:
-            changes = lock(project, target, uv=Uv(self.root), scratch=scratch, **options)
+            changes = lock(project, [target], uv=Uv(self.root), scratch=scratch, **options)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
         return {change.layer: change for change in changes}
@@ -60,9 +71,21 @@ class Checkout:
         """Plan and build in this process, without locking first."""
         project = self.project
         force = options.pop("force", False)
+        options.setdefault("means", None)
         plans = plan_build(project, target, project.selected(names), force=force)
         results = build(project, plans, uv=Uv(self.root), jobs=2, **options)
         return {result.plan.layer.name: result for result in results}
+
+    def means(self, target: Target = HERE, **options: Any) -> Means:
+        """What checks run with: this Python for the target that it can run."""
+        options.setdefault("bounds", Bounds(seconds=30.0))
+        interpreter = interpreter_for(target, {VERSION: sys.executable})
+        return Means(interpreter, Results(cache_folder() / "results"), 2, **options)
+
+    def validate(self, *names: str, target: Target = HERE, **options: Any) -> Report:
+        """Run the layer checks in this process on what is built."""
+        project = self.project
+        return validate_checkout(project, project.selected(names), target, self.means(target, **options))
 
     def versions(self, name: str, target: Target = TARGET) -> dict[str, str]:
         """What a layer's lock has: distribution -> version."""

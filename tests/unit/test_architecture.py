@@ -15,9 +15,9 @@ ROOT = Path(__file__).parents[2]
 LAYERS = [
     {"errors"},
     {"model"},
-    {"runtimes", "processes", "files", "manifests", "template"},
+    {"runtimes", "elf", "processes", "files", "manifests", "template"},
     {"interpreters", "installer", "project", "archiving", "validating"},
-    {"trees", "locking", "creating"},
+    {"trees", "locking", "creating", "cleaning"},
     {"building"},
 ]
 HEAVY = {"boto3", "rich", "jinja2", "humanize", "deflate", "uv", "pip_audit", "layerkit.building"}

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from layerkit.files import cache_folder, checkout_lock, remove, write_whole
+from layerkit.files import cache_folder, checkout_lock, decided, finish_set, remove, write_whole
 
 
 def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
@@ -24,6 +24,50 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
 
 
 ROOT = Path(__file__).parents[2]
+
+KILLED = """
+import os, sys
+from pathlib import Path
+from layerkit.files import write_set
+root, left = Path(sys.argv[1]), int(sys.argv[2])
+def dying(event, arguments):
+    global left
+    if event in ("os.rename", "os.remove", "os.rmdir", "os.mkdir"):
+        left -= 1
+        if left == 0:
+            os._exit(9)
+sys.addaudithook(dying)
+write_set({"a/one": b"new", "b c/%2F": b"new"}, root, root / "state" / "work", root / "state" / "journal")
+"""
+
+
+def test_a_set_of_files_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
+    """Every rename, removal and new folder is a place to die at."""
+    outcomes = set()
+    for step in range(1, 40):
+        root = tmp_path / str(step)
+        (root / "state").mkdir(parents=True)
+        (root / "a").mkdir()
+        (root / "a" / "one").write_bytes(b"old")
+        code = subprocess.run([sys.executable, "-c", KILLED, str(root), str(step)], cwd=ROOT, check=False).returncode
+        waiting = decided(root / "state" / "journal")
+        finished = finish_set(root / "state" / "journal", root)
+        found = {
+            path.relative_to(root).as_posix(): path.read_bytes()
+            for folder in ("a", "b c")
+            for path in (root / folder).glob("*")
+        }
+        new = found == {"a/one": b"new", "b c/%2F": b"new"}
+        assert new or found == {"a/one": b"old"}
+        assert waiting <= {"a/one", "b c/%2F"}
+        assert bool(waiting) <= finished
+        assert not finish_set(root / "state" / "journal", root)
+        assert decided(root / "state" / "journal") == frozenset()
+        outcomes.add((code, finished, new))
+        if code == 0:
+            break
+    assert outcomes == {(9, False, False), (9, True, True), (0, False, True)}
+
 
 HOLDER = """
 import sys

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from layerkit.errors import ConfigurationError
 from layerkit.locking import inputs_digest, locked_targets, parse_lock, render_lock, stale
 from layerkit.model import Layer, Layers, Lock, Package, Requirement, Target
-from layerkit.project import Project
+from layerkit.project import Project, parse_requirement
 
 TARGET = Target("python3.13", "x86_64")
 DIGEST = st.from_regex(r"[0-9a-f]{64}", fullmatch=True)
@@ -88,10 +88,18 @@ def test_the_digest_sees_everything_that_bears_on_the_lock() -> None:
 
 @pytest.fixture
 def write_locks(tmp_path: Path) -> Callable[..., Project]:
-    """Two layers, b depending on a, with the locks given: name -> (packages, provided)."""
+    """Two layers, b depending on a, with the locks given: name -> (packages, provided), and what they ask for."""
 
-    def write(**locks: tuple[dict[str, str], dict[str, str]]) -> Project:
-        layers = Layers([Layer("a"), Layer("b", depends_on=("a",))])
+    def write(
+        asked: Mapping[str, Sequence[str]] | None = None, /, **locks: tuple[dict[str, str], dict[str, str]]
+    ) -> Project:
+        requirements = {
+            name: tuple(parse_requirement(text, f"layers/{name}/requirements.txt:1") for text in texts)
+            for name, texts in (asked or {}).items()
+        }
+        layers = Layers(
+            [Layer("a", requirements.get("a", ())), Layer("b", requirements.get("b", ()), depends_on=("a",))]
+        )
         project = Project(tmp_path, layers, TARGET)
         for name, (versions, provided) in locks.items():
             packages = tuple(Package(package, version, ("0" * 64,)) for package, version in versions.items())
@@ -124,6 +132,52 @@ def test_two_versions_in_one_stack_as_a_merge_may_leave_them(write_locks: Callab
 def test_a_layer_that_no_longer_carries_what_another_counts_on(write_locks: Callable[..., Project]) -> None:
     found = reasons(write_locks(a=({}, {}), b=({"scipy": "1.0"}, {"numpy": "a"})))
     assert found == {"b": "a no longer carries numpy"}
+
+
+def test_a_version_that_the_requirements_do_not_allow(write_locks: Callable[..., Project]) -> None:
+    found = reasons(write_locks({"a": ["numpy<3"]}, a=({"numpy": "3.0"}, {}), b=({}, {})))
+    assert found == {"a": "layers/a/requirements.txt:1 asks for numpy<3, but its lock has 3.0"}
+
+
+def test_a_version_of_another_layer_that_the_requirements_do_not_allow(write_locks: Callable[..., Project]) -> None:
+    """As a merge leaves it: one branch raised numpy in a, another asked for an older one in b."""
+    asked = {"a": ["numpy"], "b": ["scipy", "numpy<3"]}
+    found = reasons(write_locks(asked, a=({"numpy": "3.0"}, {}), b=({"scipy": "1.0"}, {"numpy": "a"})))
+    assert found == {"b": "layers/b/requirements.txt:1 asks for numpy<3, but a carries 3.0"}
+    assert reasons(write_locks(asked, a=({"numpy": "2.9"}, {}), b=({"scipy": "1.0"}, {"numpy": "a"}))) == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "version"),
+    [
+        ("numpy<3; python_version<'3.13'", "3.0"),
+        ("numpy<3; sys_platform=='win32'", "3.0"),
+        ("numpy<3; platform_machine=='aarch64'", "3.0"),
+        ("numpy", "3.0rc1"),
+        ("numpy>=3.0rc1", "3.0rc1"),
+        ("numpy==3.0", "3.0+cpu"),
+        ("numpy", "3.0.dev1"),
+    ],
+)
+def test_versions_that_the_requirements_allow(write_locks: Callable[..., Project], text: str, version: str) -> None:
+    assert reasons(write_locks({"a": [text]}, a=({"numpy": version}, {}), b=({}, {}))) == {}
+
+
+def test_a_lock_that_is_not_text(write_locks: Callable[..., Project]) -> None:
+    project = write_locks(a=({}, {}), b=({}, {}))
+    project.lock_path("b", TARGET).write_bytes(b"\xff")
+    with pytest.raises(ConfigurationError, match=r"layers/b/locks/python3.13-x86_64.txt: can't be read as UTF-8"):
+        reasons(project)
+
+
+def test_a_file_called_like_a_lock_for_no_target(write_locks: Callable[..., Project]) -> None:
+    project = write_locks(a=({}, {}))
+    stray = project.lock_path("a", TARGET).with_name("python3.13-x86_64-old.txt")
+    stray.write_text("")
+    with pytest.raises(ConfigurationError, match=r"layers/a/locks/python3.13-x86_64-old.txt: 'x86_64-old' is not an"):
+        locked_targets(project)
+    stray.rename(stray.with_name("notes.txt"))
+    assert locked_targets(project) == (TARGET,)
 
 
 def test_targets_are_those_with_locks_and_the_default(write_locks: Callable[..., Project]) -> None:

@@ -48,15 +48,17 @@ def test_requirements_as_people_write_them(tmp_path: Path) -> None:
     folder = layer(
         tmp_path,
         requirements="\ufeff# comment\n\nPandas >= 2 , <4   # why\nrequests[socks]==2.32.4; python_version > '3.8'\n"
-        "numpy>=2,\\\n  <3\n-r more.txt\n",
+        "numpy>=2,\\\n  <3\n-r more.txt\n-rmost.txt\n",
     )
     (folder / "more.txt").write_text("six\n")
+    (folder / "most.txt").write_text("attrs\n")
     found = load_project(tmp_path, TARGET).layers["web"].requirements
     assert [(item.name, item.where) for item in found] == [
         ("pandas", "layers/web/requirements.txt:3"),
         ("requests", "layers/web/requirements.txt:4"),
         ("numpy", "layers/web/requirements.txt:5"),
         ("six", "layers/web/more.txt:1"),
+        ("attrs", "layers/web/most.txt:1"),
     ]
     assert found[0].text == "pandas<4,>=2".replace("pandas", "Pandas")
     assert found[2].text == "numpy<3,>=2"
@@ -76,6 +78,12 @@ def test_requirements_as_people_write_them(tmp_path: Path) -> None:
         ("-r requirements.txt\n", "layers/web/requirements.txt:1", "includes itself"),
         ("-r nowhere.txt\n", "layers/web/requirements.txt:1", "does not exist"),
         ("https://u:secret@example.test/x.whl\n", "layers/web/requirements.txt:1", "is not a requirement"),
+        ("https://u:se/secret@example.test/x.whl\n", "layers/web/requirements.txt:1", "is not a requirement"),
+        ("-r https://u:secret@example.test/r.txt\n", "layers/web/requirements.txt:1", "included by address"),
+        ("-rhttps://u:secret@example.test/r.txt\n", "layers/web/requirements.txt:1", "included by address"),
+        ("-ihttps://u:secret@example.test/simple\n", "layers/web/requirements.txt:1", "the option -i is"),
+        ("--index-url=https://u:secret@example.test/\n", "layers/web/requirements.txt:1", "the option --index-url is"),
+        ("-\n", "layers/web/requirements.txt:1", "the option - is"),
     ],
 )
 def test_mistakes_in_requirements(tmp_path: Path, requirements: str, where: str, what: str) -> None:

@@ -109,13 +109,14 @@ def test_own_code_goes_beside_the_dependencies(tmp_path: Path) -> None:
     (source / "run.sh").chmod(0o700)
     (source / "link").symlink_to("pkg")
     tree.mkdir()
-    files, size = add_own_code(source, tree, "layers/x/src")
+    files, size, digest = add_own_code(source, tree, "layers/x/src")
     paths = sorted(path.relative_to(tree).as_posix() for path in tree.rglob("*") if not path.is_dir())
     assert paths == ["pkg/__init__.py", "pkg/data.json", "run.sh"]
     assert (tree / "link").is_symlink()
     assert (tree / "run.sh").stat().st_mode & 0o777 == 0o755
     assert (tree / "pkg" / "data.json").stat().st_mode & 0o777 == 0o644
     assert (files, size) == (4, len("pkg/__init__.py") + len("pkg/data.json") + len("run.sh") + len("pkg"))
+    assert digest == own_code_digest(source)
 
 
 def test_own_code_replaces_nothing(tmp_path: Path) -> None:

@@ -1,0 +1,48 @@
+"""Results of checks and proofs, kept in the user's cache by what they were got from, and checked before use.
+
+The key is a digest over everything that the result depends on (content, rules, interpreter), so a result never gets
+old: other inputs have another key. A folder of results can be shared; one that was cut short or changed is as if it
+were not there.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from layerkit.files import write_whole
+
+
+def digest_of(*inputs: Any) -> str:
+    """SHA-256 (hex) over values that JSON can hold."""
+    return sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Results:
+    """A folder of results, a file each."""
+
+    folder: Path
+
+    def get(self, kind: str, key: str) -> Any:
+        """The result of ``kind`` for ``key`` (a hex digest); None where there is none that can be believed."""
+        try:
+            document = json.loads(self._path(kind, key).read_text(encoding="utf-8"))
+            content, digest = document["result"], document["sha256"]
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        return content if digest == digest_of(kind, key, content) else None
+
+    def put(self, kind: str, key: str, result: Any) -> None:
+        """Keep ``result`` (a value that JSON can hold); a cache that can't be written to is no reason to fail."""
+        document = {"result": result, "sha256": digest_of(kind, key, result)}
+        try:
+            write_whole(self._path(kind, key), json.dumps(document))
+        except OSError:
+            return
+
+    def _path(self, kind: str, key: str) -> Path:
+        return self.folder / kind / key[:2] / f"{key}.json"

@@ -1,0 +1,214 @@
+"""How the layers of a checkout stand: whether sources, lock and build agree, and what validation last said.
+
+It reads requirements, locks, manifests and verdicts, never a tree, so it is quick; and it goes on past a layer that
+can't be read, so that it works on a broken checkout too.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from enum import Enum
+
+from layerkit import trees
+from layerkit.building import input_identity
+from layerkit.builds import BuiltLayer, Verdict, builds, read_verdict, record_verdict, was_seen
+from layerkit.errors import ConfigurationError, LayerkitError
+from layerkit.locking import read_lock, stale
+from layerkit.manifests import read_manifest
+from layerkit.model import Checked, Finding, Layer, Layers, Manifest, Report, Severity, Skipped, Target
+from layerkit.project import Project
+from layerkit.validating import Means, validate_layers
+
+
+class State(Enum):
+    """How one layer stands for one target, the first that applies."""
+
+    BROKEN = "broken"
+    """Its files can't be read."""
+    NOT_FOR_TARGET = "not for this target"
+    NOT_BUILT = "not built"
+    OUTDATED = "outdated"
+    """There is a build, made from something else than what is there now."""
+    FAILED = "failed"
+    """Validation found errors."""
+    NOT_VALIDATED = "not validated"
+    NOT_VERIFIED = "not verified"
+    """Validation found no error, but could not run all checks."""
+    VALID = "valid"
+
+
+@dataclass(frozen=True)
+class Standing:
+    """One layer for one target; ``layer`` is None where its files can't be read."""
+
+    name: str
+    target: Target
+    state: State
+    reason: str
+    """Why it is not valid, or what to know though it is; empty when there is nothing to say."""
+    layer: Layer | None = None
+    lock: str = ""
+    """``current``, or why it is not."""
+    manifest: Manifest | None = None
+    verdict: Verdict | None = None
+
+
+def standings(project: Project, broken: Mapping[str, LayerkitError], target: Target) -> tuple[Standing, ...]:
+    """Every layer of a checkout, dependencies first, then those that can't be read (``broken``, with why)."""
+    found = []
+    locks: dict[str, str] = {}
+    for stack in project.layers.stacks(project.layers):
+        members = project.layers.stack(stack, target)
+        try:
+            locks.update(stale(project, members, target))
+        except ConfigurationError as error:
+            locks.update(dict.fromkeys((layer.name for layer in members), error.message))
+    for name, layer in project.layers.items():
+        why_not = project.layers.why_not(name, target)
+        if why_not:
+            found.append(Standing(name, target, State.NOT_FOR_TARGET, why_not, layer))
+        else:
+            found.append(_standing(project, layer, target, locks.get(name, "current")))
+    found += [Standing(name, target, State.BROKEN, error.message) for name, error in sorted(broken.items())]
+    return tuple(found)
+
+
+def _standing(project: Project, layer: Layer, target: Target, lock: str) -> Standing:
+    manifest = read_manifest(project.manifest_path(layer.name, target))
+    verdict = read_verdict(project, manifest) if manifest else None
+    state, reason = _state(project, layer, target, lock, manifest, verdict)
+    return Standing(layer.name, target, state, reason, layer, lock, manifest, verdict)
+
+
+def _state(
+    project: Project, layer: Layer, target: Target, lock: str, manifest: Manifest | None, verdict: Verdict | None
+) -> tuple[State, str]:
+    if manifest is None:
+        return State.NOT_BUILT, f"inv build --layer {layer.name}"
+    why = outdated(project, layer, target, lock, manifest)
+    if why:
+        return State.OUTDATED, why
+    if verdict is None:
+        return State.NOT_VALIDATED, "inv validate"
+    if verdict.errors:
+        return State.FAILED, f"{verdict.errors} {'errors' if verdict.errors > 1 else 'error'}: inv validate"
+    if verdict.not_verified:
+        return State.NOT_VERIFIED, "; ".join(verdict.not_verified)
+    warnings = f"{verdict.warnings} {'warnings' if verdict.warnings > 1 else 'warning'}" if verdict.warnings else ""
+    return State.VALID, warnings
+
+
+def outdated(project: Project, layer: Layer, target: Target, lock: str, manifest: Manifest) -> str:
+    """Why a build is not what would be built now; empty when it is. ``lock`` is ``current`` or why it is not."""
+    if lock != "current":
+        return f"lock: {lock}"
+    locked = read_lock(project, layer.name, target)
+    own_code = trees.own_code_digest(project.own_code(layer.name))
+    if locked is None or manifest.inputs != input_identity(layer, locked, own_code):
+        return "its inputs have changed since"
+    archive = project.zip_path(layer.name, target)
+    if not archive.is_file() or archive.stat().st_size != manifest.zip.size:
+        return "its zip is gone or is another"
+    if not (project.root / manifest.tree.path).is_dir():
+        return "its tree is gone"
+    return ""
+
+
+def built_targets(project: Project) -> tuple[Target, ...]:
+    """The targets other than the default one that some layer has a manifest for."""
+    pattern = re.compile(r"(?P<layer>.+)-(?P<runtime>python3\.\d+)-(?P<architecture>x86_64|arm64)\.json")
+    found = set()
+    for path in (project.root / "dist").glob("*.json"):
+        match = pattern.fullmatch(path.name)
+        if match and match["layer"] in project.layers:
+            found.add(Target(match["runtime"], match["architecture"]))
+    return tuple(sorted(found - {project.default_target}))
+
+
+# ---- the graph ----
+
+
+def mermaid(layers: Layers) -> str:
+    """The layers as a Mermaid graph: an arrow from a layer to each that depends on it, as the guide draws it."""
+    lines = ["graph TD"]
+    identifiers = {name: f"L{number}" for number, name in enumerate(layers)}
+    lines += [f'    {identifiers[name]}["{name}"]' for name in layers]
+    for name, layer in layers.items():
+        lines += [f"    {identifiers[needed]} --> {identifiers[name]}" for needed in layer.depends_on]
+    return "\n".join(lines) + "\n"
+
+
+def tree_of(layers: Layers) -> str:
+    """The layers as an indented tree: each below what it depends on; one with several appears below each."""
+
+    def lines(name: str, prefix: str) -> list[str]:
+        above = [other for other, layer in layers.items() if name in layer.depends_on]
+        found = []
+        for number, other in enumerate(above):
+            last = number == len(above) - 1
+            found.append(f"{prefix}{'└── ' if last else '├── '}{other}")
+            found += lines(other, prefix + ("    " if last else "│   "))
+        return found
+
+    found = []
+    for name, layer in layers.items():
+        if not layer.depends_on:
+            found += [name, *lines(name, "")]
+    return "\n".join(found) + "\n"
+
+
+# ---- validating what lies there ----
+
+
+def validate_checkout(
+    project: Project,
+    names: Sequence[str],
+    target: Target,
+    means: Means,
+    *,
+    tell: Callable[[str, str], None] = lambda layer, check: None,
+) -> Report:
+    """Every layer check on the builds of ``names`` as they lie in the checkout; what was found is noted for status."""
+    built = builds(project, target)
+    checked = []
+    if means.runs("build"):
+        locks: dict[str, str] = {}
+        for stack in project.layers.stacks(names):
+            locks.update(stale(project, project.layers.stack(stack, target), target))
+        checked = [_build(project, name, target, locks.get(name, "current"), built.get(name)) for name in names]
+    else:
+        checked = [_not_there(name, target) for name in names if name not in built]
+    report = validate_layers(
+        project.layers, names, built, target, means, seen=lambda one: was_seen(project, one), tell=tell
+    )
+    whole = Report((*checked, *report.checked))
+    if means.complete:
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        for name in names:
+            if name in built:
+                record_verdict(project, built[name], whole, now)
+    return whole
+
+
+def _not_there(name: str, target: Target) -> Checked:
+    """What to say of a layer without a build where the check ``build`` was left out."""
+    skipped = Skipped("build", name, f"there is no build for {target}", f"Build it: inv build --layer {name}")
+    return Checked("build", name, skipped=(skipped,))
+
+
+def _build(project: Project, name: str, target: Target, lock: str, one: BuiltLayer | None) -> Checked:
+    """The check ``build``: an error where there is none, a warning where sources and build have gone apart."""
+    manifest = one.manifest if one else None
+    if manifest is None:
+        message = f"there is no build for {target}, so nothing else of it could be checked"
+        hint = f"Build it: inv build --layer {name}"
+        return Checked("build", name, (Finding("build", Severity.ERROR, name, message, hint),))
+    why = outdated(project, project.layers[name], target, lock, manifest)
+    if why:
+        message = f"the build is not what its sources say now ({why})"
+        finding = Finding("build", Severity.WARNING, name, message, f"Build it again: inv build --layer {name}")
+        return Checked("build", name, (finding,), detail=f"built {manifest.built}")
+    return Checked("build", name, detail=f"built {manifest.built}")

@@ -1,0 +1,285 @@
+"""Runs in the target's interpreter: imports every module of a layer, each in a process of its own.
+
+    python -I -S -B sweep.py DESCRIPTOR REQUEST_FILE
+
+Importing ``a.b.c`` imports ``a`` and ``a.b`` first, so a process that has imported ``a.b`` forks one for each module
+below it: a tree of forks. The request (JSON, a file) names the modules, the search path, and the paths that somebody
+means to remove; for each module the report says whether it imports, a digest of its public names, and which of those
+paths it touched on the way. Standard library only, and Python 3.9's syntax.
+
+What a module may do while it is imported (hang, exit, crash, fork, print, raise anything) ends its own process at
+most. What it touches is seen by an audit hook (open, listdir, scandir, imports) and by wrapping ``os.stat`` and the
+like, which raise no audit event. The import system lists folders for every import; only that a name was really
+asked for counts there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib
+import json
+import os
+import resource
+import select
+import signal
+import site
+import sys
+import time
+from typing import Any, Callable
+
+REPORT = -1
+REQUEST: dict[str, Any] = {}
+REMOVED: set[str] = set()
+"""Absolute paths of the files that may go."""
+FOLDERS: dict[str, list[str]] = {}
+"""By folder: the removed paths that are listed in it."""
+MODULES: dict[str, str] = {}
+"""By module name: the removed path that it is loaded from."""
+TOUCHED: set[str] = set()
+TOKENS = (-1, -1)
+
+
+def say(entry: dict[str, Any]) -> None:
+    """One line of the report; a single write, so that lines of several processes do not mix."""
+    os.write(REPORT, (json.dumps(entry) + "\n").encode())
+
+
+# ---- what is touched ----
+
+
+def absolute(path: Any) -> str:
+    if isinstance(path, bytes):
+        path = os.fsdecode(path)
+    if not isinstance(path, str):
+        try:
+            path = os.fspath(path)
+        except TypeError:
+            return ""
+    return os.path.normpath(path if path.startswith("/") else os.path.join(os.getcwd(), path))
+
+
+def touch(path: Any) -> None:
+    found = absolute(path)
+    if found in REMOVED:
+        TOUCHED.add(found)
+    elif found in FOLDERS_GONE:
+        TOUCHED.update(FOLDERS_GONE[found])
+
+
+FOLDERS_GONE: dict[str, list[str]] = {}
+"""By folder that would go altogether: all removed paths below it."""
+
+
+def listed(path: Any) -> None:
+    found = absolute("." if path is None else path)
+    TOUCHED.update(FOLDERS.get(found, ()))
+
+
+def from_import_system() -> bool:
+    frame = sys._getframe(2)
+    return frame is not None and "importlib._bootstrap" in frame.f_code.co_filename
+
+
+def hook(event: str, arguments: tuple[Any, ...]) -> None:
+    if event == "import":
+        name = arguments[0]
+        if name in MODULES:
+            TOUCHED.add(MODULES[name])
+    elif event == "open":
+        if not isinstance(arguments[0], int):
+            touch(arguments[0])
+    elif event in ("os.listdir", "os.scandir") and not isinstance(arguments[0], int) and not from_import_system():
+        listed(arguments[0])
+
+
+def wrap(function: Callable[..., Any]) -> Callable[..., Any]:
+    def traced(path: Any, *arguments: Any, **options: Any) -> Any:
+        if not isinstance(path, int):
+            touch(path)
+        return function(path, *arguments, **options)
+
+    return traced
+
+
+def trace() -> None:
+    for root in REQUEST["removed"]:
+        path = os.path.join(REQUEST["tree"], root)
+        REMOVED.add(path)
+        folder = os.path.dirname(path)
+        FOLDERS.setdefault(folder, []).append(path)
+    for folder in REQUEST["folders_gone"]:
+        whole = os.path.join(REQUEST["tree"], folder)
+        below = [path for path in REMOVED if path.startswith(whole + os.sep)]
+        FOLDERS_GONE[whole] = below
+        # A folder that goes is missed in the listing of the one that it is in.
+        FOLDERS.setdefault(os.path.dirname(whole), []).extend(below)
+    MODULES.update({name: os.path.join(REQUEST["tree"], path) for name, path in REQUEST["removed_modules"].items()})
+    if REMOVED:
+        for name in ("stat", "lstat", "access"):
+            setattr(os, name, wrap(getattr(os, name)))
+        sys.addaudithook(hook)
+
+
+# ---- importing ----
+
+
+def names_of(module: Any) -> str:
+    """A digest of the public names: ``__all__``, else ``dir()`` without what begins with an underscore."""
+    try:
+        named = getattr(module, "__all__", None)
+        names = [str(name) for name in named] if named is not None else []
+        if named is None:
+            names = [name for name in dir(module) if not name.startswith("_")]
+    except BaseException:  # noqa: BLE001  (a module may have its own __getattr__ and __dir__)
+        return "unreadable"
+    return hashlib.sha256("\n".join(sorted(names)).encode(errors="replace")).hexdigest()[:16]
+
+
+def import_it(name: str) -> dict[str, Any]:
+    try:
+        module = importlib.import_module(name)
+    except BaseException as error:  # noqa: BLE001  (whatever a module raises, SystemExit included)
+        try:
+            message = f"{type(error).__name__}: {error}"
+        except BaseException:  # noqa: BLE001  (__str__ is the module's own)
+            message = type(error).__name__
+        return {"module": name, "ok": False, "error": message[:500]}
+    return {"module": name, "ok": True, "names": names_of(module)}
+
+
+class Child:
+    """A process that imports one module; ``pipe`` gets a byte when that is done, and it goes on with those below."""
+
+    def __init__(self, name: str, pid: int, pipe: int) -> None:
+        self.name = name
+        self.pid = pid
+        self.pipe = pipe
+        self.holds_token = True
+
+    def imported(self) -> bool:
+        """Whether its import has been reported; asks the pipe without waiting."""
+        if self.holds_token and select.select([self.pipe], [], [], 0)[0] and os.read(self.pipe, 1):
+            self.holds_token = False
+            os.write(TOKENS[1], b"t")
+        return not self.holds_token
+
+
+def node(name: str, below: dict[str, Any], done: int) -> None:
+    """What a child does: import, report, and fork for each module below."""
+    own = os.getpid()
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.setitimer(signal.ITIMER_REAL, REQUEST["seconds"])
+    result = import_it(name)
+    if os.getpid() != own:  # the module has forked: this is its child, and has nothing to say
+        os._exit(0)
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    result["touched"] = sorted(os.path.relpath(path, REQUEST["tree"]) for path in TOUCHED)
+    say(result)
+    os.write(done, b"d")
+    if result["ok"]:
+        grow(below)
+    else:
+        inherit(below, name)
+    os._exit(0)
+
+
+def inherit(below: dict[str, Any], parent: str) -> None:
+    """Modules below one that does not import do not import either."""
+    for name, further in below.items():
+        touched = sorted(os.path.relpath(path, REQUEST["tree"]) for path in TOUCHED)
+        error = f"its package {parent} does not import"
+        say({"module": name, "ok": False, "error": error, "touched": touched})
+        inherit(further, parent)
+
+
+def grow(below: dict[str, Any]) -> None:
+    """Fork a child for each module, as many at once as there are tokens."""
+    children: list[Child] = []
+    for name, further in below.items():
+        while not select.select([TOKENS[0]], [], [], 0.02)[0]:
+            reap(children, below)
+        os.read(TOKENS[0], 1)
+        read, write = os.pipe()
+        pid = os.fork()
+        if pid == 0:
+            os.close(read)
+            node(name, further, write)
+        os.close(write)
+        children.append(Child(name, pid, read))
+        reap(children, below)
+    while children:
+        pipes = [child.pipe for child in children if child.holds_token]
+        select.select(pipes, [], [], 0.01)
+        reap(children, below)
+
+
+def reap(children: list[Child], below: dict[str, Any]) -> None:
+    for child in list(children):
+        ended, status = os.waitpid(child.pid, os.WNOHANG)
+        if not child.imported() and ended:
+            # Its time was up, or it crashed or ended its process: the report has no line of it.
+            code = os.waitstatus_to_exitcode(status)
+            late = code == -signal.SIGALRM
+            error = "its time was up" if late else f"its process ended with {code}"
+            entry = {"module": child.name, "ok": False, "error": error, "late": late, "touched": None}
+            say(entry)
+            unknown(below[child.name], child.name)
+            os.write(TOKENS[1], b"t")
+        if ended:
+            os.close(child.pipe)
+            children.remove(child)
+
+
+def unknown(below: dict[str, Any], parent: str) -> None:
+    """As ``inherit``, where nobody could say what was touched."""
+    for name, further in below.items():
+        error = f"its package {parent} does not import"
+        say({"module": name, "ok": False, "error": error, "touched": None})
+        unknown(further, parent)
+
+
+def tree_of(names: list[str]) -> dict[str, Any]:
+    """Dotted names as a tree: each below the longest other name that it begins with."""
+    tree: dict[str, Any] = {}
+    places: dict[str, dict[str, Any]] = {}
+    for name in sorted(names):
+        parent = name.rpartition(".")[0]
+        while parent and parent not in places:
+            parent = parent.rpartition(".")[0]
+        below = places[parent] if parent else tree
+        below[name] = places[name] = {}
+    return tree
+
+
+def main() -> None:
+    global REPORT, REQUEST, TOKENS
+    REPORT = int(sys.argv[1])
+    with open(sys.argv[2], encoding="utf-8") as file:
+        REQUEST = json.load(file)
+    sys.argv[1:] = []
+    for what, wanted in ((resource.RLIMIT_CORE, 0), (resource.RLIMIT_AS, REQUEST["memory"])):
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(what, (wanted, wanted))
+    if REQUEST["bytecode"]:
+        sys.pycache_prefix = REQUEST["bytecode"]
+    sys.path[:0] = REQUEST["paths"]
+    site.setquit()
+    site.setcopyright()
+    site.sethelper()
+    TOKENS = os.pipe()
+    os.write(TOKENS[1], b"t" * REQUEST["jobs"])
+    trace()
+    for path in REQUEST["paths"]:
+        for name in sorted(os.listdir(path)):
+            if name.endswith(".pth"):
+                site.addpackage(path, name, set())
+    TOUCHED.clear()
+    started = time.monotonic()
+    grow(tree_of(REQUEST["modules"]))
+    say({"seconds": round(time.monotonic() - started, 3)})
+    os._exit(0)
+
+
+main()
