@@ -26,8 +26,11 @@ _SIGNS = ("requirements.txt", "requirements.in", OWN_CODE, "layer.toml", "locks"
 _BUILT = re.compile(rf"(?P<layer>{LAYER_NAME.pattern})-(?P<target>python3\.[0-9]+-(?:x86_64|arm64))(?P<ending>\.\w+)?")
 """``<layer>-<runtime>-<architecture>``: no layer's name has a dot, so there is one way to read it."""
 
-_STATE = ("failed", "swap", "trees", "validated", "work")
-"""What is built or half built in ``.layerkit``. All else in there (the lock, the history) stays."""
+_NOTE = re.compile(rf"(?:layers|\.layerkit\+trees\+[^+]+)\+(?P<layer>{LAYER_NAME.pattern})\+python\.json")
+"""What is noted of a tree in ``.layerkit/live``: the tree's path, with ``+`` for the slashes."""
+
+_STATE = ("failed", "live", "swap", "trees", "validated", "work")
+"""What is built or half built in ``.layerkit``. All else in there stays: the lock, the history, locks on their way."""
 
 _GENERATED = {"reports", "reports/*"}
 """How a .gitignore says that all in ``reports/`` is generated."""
@@ -150,6 +153,10 @@ def _of_layers(root: Path) -> Iterator[tuple[str, str]]:
     # Left there, an interrupted build would be put in place by the next command.
     yield from ((entry.name, f".layerkit/swap/{entry.name}") for entry in _entries(root, ".layerkit/swap"))
     yield from _built(root, ".layerkit/validated")
+    for entry in _entries(root, ".layerkit/live"):
+        match = _NOTE.fullmatch(entry.name)
+        if match:
+            yield match["layer"], f".layerkit/live/{entry.name}"
     for entry in _entries(root, ".layerkit/failed"):
         match = _BUILT.fullmatch(entry.name)
         if match and match["ending"] is None:

@@ -15,16 +15,9 @@ _BREAK = rb"(?:\r?\n|(?:\\+r)?\\+n)"
 _BEFORE = rb"[ \t\"'+]*"
 
 _KEY = re.compile(
-    rb"-----BEGIN (?:[A-Z0-9]+ )*PRIVATE KEY(?: BLOCK)?-----[ \t]*"
-    + _BREAK
-    + rb"(?:[ \t]*[A-Za-z-]+:[^\r\n\\]*"  # headers of an encrypted key
-    + _BREAK
-    + rb")*(?:"
-    + _BEFORE
-    + _BREAK
-    + rb")?"
-    + _BEFORE
-    + rb"[A-Za-z0-9+/=]{40}"
+    rb"-----BEGIN (?:[A-Z0-9]+ )*PRIVATE KEY(?: BLOCK)?-----"
+    # Ends of lines, with the headers of an encrypted key, blank ones among them.
+    rb"(?:" + _BEFORE + rb"(?:[A-Za-z-]+:[^\r\n\\]*)?" + _BREAK + rb"){1,20}" + _BEFORE + rb"[A-Za-z0-9+/=]{40}"
 )
 
 _AWS_SECRET = rb"[\"']?\s{0,3}[=:]\s{0,3}[\"']?[A-Za-z0-9/+]{40}(?![A-Za-z0-9/+=])"

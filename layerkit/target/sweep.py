@@ -149,20 +149,22 @@ def import_it(name: str) -> dict[str, Any]:
 
 
 class Child:
-    """A process that imports one module; ``pipe`` gets a byte when that is done, and it goes on with those below."""
+    """A process that imports one module; ``pipe`` gets a byte when that is done, and it goes on with those below.
+
+    It gives its token back itself then; where it dies before, its parent does.
+    """
 
     def __init__(self, name: str, pid: int, pipe: int) -> None:
         self.name = name
         self.pid = pid
         self.pipe = pipe
-        self.holds_token = True
+        self.imported = False
 
-    def imported(self) -> bool:
+    def has_imported(self) -> bool:
         """Whether its import has been reported; asks the pipe without waiting."""
-        if self.holds_token and select.select([self.pipe], [], [], 0)[0] and os.read(self.pipe, 1):
-            self.holds_token = False
-            os.write(TOKENS[1], b"t")
-        return not self.holds_token
+        if not self.imported and select.select([self.pipe], [], [], 0)[0] and os.read(self.pipe, 1):
+            self.imported = True
+        return self.imported
 
 
 def node(name: str, below: dict[str, Any], done: int) -> None:
@@ -178,6 +180,7 @@ def node(name: str, below: dict[str, Any], done: int) -> None:
     result["touched"] = sorted(os.path.relpath(path, REQUEST["tree"]) for path in TOUCHED)
     say(result)
     os.write(done, b"d")
+    os.write(TOKENS[1], b"t")
     if result["ok"]:
         grow(below)
     else:
@@ -198,9 +201,10 @@ def grow(below: dict[str, Any]) -> None:
     """Fork a child for each module, as many at once as there are tokens."""
     children: list[Child] = []
     for name, further in below.items():
-        while not select.select([TOKENS[0]], [], [], 0.02)[0]:
+        while not take_token():
+            # A child that died has left its token to this process, so it is not enough to wait for one.
+            select.select([TOKENS[0]], [], [], 0.05)
             reap(children, below)
-        os.read(TOKENS[0], 1)
         read, write = os.pipe()
         pid = os.fork()
         if pid == 0:
@@ -210,15 +214,23 @@ def grow(below: dict[str, Any]) -> None:
         children.append(Child(name, pid, read))
         reap(children, below)
     while children:
-        pipes = [child.pipe for child in children if child.holds_token]
-        select.select(pipes, [], [], 0.01)
+        # With a time limit of its own: a child may have left a process of its own that holds the pipe open.
+        select.select([child.pipe for child in children if not child.imported], [], [], 0.01)
         reap(children, below)
+
+
+def take_token() -> bool:
+    """Take a token where there is one; several processes may see the same one, so seeing it is not having it."""
+    try:
+        return bool(os.read(TOKENS[0], 1))
+    except BlockingIOError:
+        return False
 
 
 def reap(children: list[Child], below: dict[str, Any]) -> None:
     for child in list(children):
         ended, status = os.waitpid(child.pid, os.WNOHANG)
-        if not child.imported() and ended:
+        if not child.has_imported() and ended:
             # Its time was up, or it crashed or ended its process: the report has no line of it.
             code = os.waitstatus_to_exitcode(status)
             late = code == -signal.SIGALRM
@@ -269,6 +281,7 @@ def main() -> None:
     site.setcopyright()
     site.sethelper()
     TOKENS = os.pipe()
+    os.set_blocking(TOKENS[0], False)
     os.write(TOKENS[1], b"t" * REQUEST["jobs"])
     trace()
     for path in REQUEST["paths"]:

@@ -1,0 +1,188 @@
+"""Secrets by content: each form that leaks take is found, what only talks about them is not, and none is repeated."""
+
+from __future__ import annotations
+
+import base64
+import json
+from hashlib import sha512
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from layerkit.contents import Secret, read_contents
+from layerkit.sensitive import secrets_in
+
+
+def text_of(length: int, seed: str = "a key of the tests") -> str:
+    """Base64 as a key's body has it, the same in each run."""
+    data = b"".join(sha512(f"{seed} {number}".encode()).digest() for number in range(length // 64 + 1))
+    return base64.b64encode(data).decode()[:length]
+
+
+def armored(label: str, *, headers: str = "", size: int = 1600, width: int = 64) -> str:
+    """A text as ssh-keygen, openssl or gpg write it."""
+    body = text_of(size, label)
+    lines = [body[start : start + width] for start in range(0, size, width)]
+    return f"-----BEGIN {label}-----\n{headers}" + "\n".join(lines) + f"\n-----END {label}-----\n"
+
+
+RSA = armored("RSA PRIVATE KEY")
+ENCRYPTED = armored(
+    "RSA PRIVATE KEY",
+    headers="Proc-Type: 4,ENCRYPTED\nDEK-Info: AES-256-CBC,6B1E0A26F2F7CB5F3C8C1B1E4E0DA6E0\n\n",
+)
+SHORT = text_of(16).upper().translate(str.maketrans("0189+/", "ABCDEF"))
+
+KEYS = {
+    "PKCS#1": RSA,
+    "PKCS#8": armored("PRIVATE KEY"),
+    "PKCS#8, encrypted": armored("ENCRYPTED PRIVATE KEY"),
+    "Ed25519 in PKCS#8": armored("PRIVATE KEY", size=64),
+    "elliptic curve": armored("EC PRIVATE KEY", size=164),
+    "DSA": armored("DSA PRIVATE KEY"),
+    "OpenSSH": armored("OPENSSH PRIVATE KEY", width=70),
+    "encrypted, with headers": ENCRYPTED,
+    "PGP": armored("PGP PRIVATE KEY BLOCK", headers="\n"),
+    "PGP with a version": armored("PGP PRIVATE KEY BLOCK", headers="Version: GnuPG v2\nComment: mine\n\n"),
+}
+
+FORMS = {
+    "Windows": lambda text: text.replace("\n", "\r\n"),
+    "indented": lambda text: "".join(f"    {line}\n" for line in text.splitlines()),
+    "JSON": lambda text: json.dumps({"type": "service_account", "private_key": text}),
+    "JSON with CRLF": lambda text: json.dumps({"private_key": text.replace("\n", "\r\n")}),
+    "JSON in JSON": lambda text: json.dumps({"body": json.dumps({"private_key": text})}),
+    "a shell's": lambda text: "export KEY='" + text + "'",
+    "an .env file's": lambda text: 'KEY="' + text.replace("\n", "\\n") + '"',
+    "Python, a line each": lambda text: "KEY = (\n" + "".join(f"    {line + chr(10)!r}\n" for line in text.split("\n")),
+    "Java, put together": lambda text: " +\n".join(f'    "{line}\\n"' for line in text.split("\n")),
+    "without an end": lambda text: text[:200],
+}
+
+
+def found(text: str) -> list[tuple[str, int]]:
+    return list(secrets_in(text.encode()))
+
+
+@pytest.mark.parametrize("kind", KEYS)
+def test_private_keys_of_each_kind(kind: str) -> None:
+    assert found(KEYS[kind]) == [("a private key", 1)]
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("kind", ["PKCS#8", "OpenSSH", "encrypted, with headers"])
+def test_private_keys_in_each_form(kind: str, form: str) -> None:
+    ((what, _),) = found(FORMS[form](KEYS[kind]))
+    assert what == "a private key"
+
+
+@pytest.mark.parametrize(
+    ("text", "what"),
+    [
+        (f"AWS_ACCESS_KEY_ID=AKIA{SHORT}", "an AWS access key"),
+        (f"[default]\naws_access_key_id = AKIA{SHORT}", "an AWS access key"),
+        (f"s3://AKIA{SHORT}:{text_of(40)}@bucket/", "an AWS access key"),
+        (f"https://x.test/?AWSAccessKeyId=AKIA{SHORT}&Expires=1", "an AWS access key"),
+        (f"aws_secret_access_key = {text_of(40)}", "an AWS secret access key"),
+        (f"aws_secret_access_key='{text_of(40)}',", "an AWS secret access key"),
+        (f"export AWS_SECRET_ACCESS_KEY={text_of(40)}", "an AWS secret access key"),
+        (json.dumps({"Credentials": {"SecretAccessKey": text_of(40)}}), "an AWS secret access key"),
+        (f"token: ghp_{'aB3' * 12}", "a GitHub token"),
+        (f"https://oauth2:gho_{'aB3' * 12}@github.com/", "a GitHub token"),
+        (f"GITLAB=glpat-{'aB3-_' * 4}", "a GitLab token"),
+        ("xox" + "b-123456789012-1234567890123-" + "aB3" * 8, "a Slack token"),
+        ("key = 'sk" + f"_live_{'aB3' * 8}'", "a Stripe key"),
+        (f"password = pypi-AgEIcHlwaS5vcmc{text_of(60).replace('+', '-').replace('/', '_')}", "a PyPI token"),
+        (f"AccountName=x;AccountKey={text_of(86)}==;", "an Azure storage key"),
+    ],
+)
+def test_credentials_in_the_form_that_their_issuer_gives_them(text: str, what: str) -> None:
+    assert [name for name, _ in found(text)] == [what]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        armored("CERTIFICATE") * 3,
+        armored("PUBLIC KEY"),
+        armored("RSA PUBLIC KEY"),
+        armored("PGP PUBLIC KEY BLOCK", headers="\n"),
+        f"ssh-ed25519 {text_of(68)} me@here",
+        "# A file that begins with -----BEGIN RSA PRIVATE KEY----- is a key.",
+        "A key looks like this:\n\n-----BEGIN PRIVATE KEY-----\n...\n-----END PRIVATE KEY-----\n",
+        "-----BEGIN PRIVATE KEY-----\nMIIEow...\n-----END PRIVATE KEY-----",
+        "-----BEGIN PRIVATE KEY-----\n-----END PRIVATE KEY-----\n" + armored("CERTIFICATE"),
+        'BEGIN = b"-----BEGIN OPENSSH PRIVATE KEY-----\\n"\nEND = b"-----END OPENSSH PRIVATE KEY-----\\n"\n',
+        "pem = (\n    b'-----BEGIN PRIVATE KEY-----\\n'\n    + base64.encodebytes(key)\n)",
+        "_KEY = re.compile(rb'-----BEGIN (?:[A-Z0-9]+ )*PRIVATE KEY(?: BLOCK)?-----')",
+        "aws_access_key_id = AKIAIOSFODNN7EXAMPLE",
+        "aws_secret_access_key = wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY",
+        '"AccessKeyId": "AKIAI44QH8DHBEXAMPLE", "SecretAccessKey": "je7MtGbClwBF/2Zp9Utk/h3yCo8nvbEXAMPLEKEY"',
+        "aws_secret_access_key = os.environ['AWS_SECRET_ACCESS_KEY']",
+        "client(aws_access_key_id='testing', aws_secret_access_key='testing')",
+        "def sign(self, aws_secret_access_key=None): ...",
+        "An access key begins with AKIA, a GitHub token with ghp_, one of Slack with xoxb-.",
+        f"data:font/woff;base64,{text_of(80)}AKIA{SHORT}{text_of(80)}",
+        "ghp_tooshort",
+        "DefaultEndpointsProtocol=https;AccountKey=...;",
+    ],
+)
+def test_what_is_no_secret(text: str) -> None:
+    assert found(text) == []
+
+
+def test_each_secret_has_its_line() -> None:
+    text = f"one\ntwo\n{RSA}between\n{ENCRYPTED}AWS_ACCESS_KEY_ID=AKIA{SHORT}\n"
+    lines = text.splitlines()
+    first, second = (number for number, line in enumerate(lines, 1) if line.startswith("-----BEGIN"))
+    assert found(text) == [("a private key", first), ("a private key", second), ("an AWS access key", len(lines))]
+
+
+SECRETS = (*KEYS.values(), f"AKIA{SHORT}", f"aws_secret_access_key={text_of(40)}", f"ghp_{'aB3' * 12}")
+SURROUNDINGS = st.binary(max_size=60) | st.sampled_from(
+    [b"-----BEGIN PRIVATE KEY-----\n", b"-----BEGIN ", b"AKIA", b"Proc-Type: 4\n", RSA.encode()[:100], b"EXAMPLE "]
+)
+
+
+@given(content=st.binary(max_size=400) | st.lists(SURROUNDINGS, max_size=6).map(b"".join))
+def test_any_bytes_give_names_and_lines(content: bytes) -> None:
+    for what, line in secrets_in(content):
+        assert what.startswith(("a ", "an "))
+        assert 1 <= line <= content.count(b"\n") + 1
+
+
+@settings(max_examples=200)
+@given(before=SURROUNDINGS, secret=st.sampled_from(SECRETS), after=SURROUNDINGS)
+def test_a_planted_secret_is_found_whatever_surrounds_it(before: bytes, secret: str, after: bytes) -> None:
+    # A line of its own is all it needs: within a longer word there are no tokens.
+    assert list(secrets_in(before + b"\n" + secret.encode() + b"\n" + after))
+
+
+@given(before=st.binary(max_size=60), key=st.sampled_from(list(KEYS.values())), after=st.binary(max_size=60))
+def test_a_private_key_needs_not_even_a_line_of_its_own(before: bytes, key: str, after: bytes) -> None:
+    assert "a private key" in [what for what, _ in secrets_in(before + key.encode() + after)]
+
+
+@given(secret=st.sampled_from(SECRETS), before=st.text(max_size=20))
+def test_what_is_said_of_a_secret_has_nothing_of_it(secret: str, before: str) -> None:
+    said = repr(found(f"{before}\n{secret}"))
+    parts = {secret[at : at + 8] for at in range(len(secret) - 8)}
+    words = {part for part in parts if " " not in part and "-" not in part and "_" not in part}
+    assert words
+    assert not [part for part in words if part in said]
+
+
+def test_a_file_is_read_for_secrets_whatever_its_name(tmp_path: Path) -> None:
+    tree = tmp_path / "python"
+    tree.mkdir()
+    (tree / "logo.png").write_bytes(b"\x89PNG\r\n\x1a\n\0\0" + RSA.encode())
+    (tree / "server.key").write_text("no key at all\n")
+    (tree / "cacert.pem").write_text(armored("CERTIFICATE") * 50)
+    (tree / "link").symlink_to("logo.png")  # its content is found where it is
+    with (tmp_path / "layer.zip").open("wb") as archive:
+        archive.write(b"PK\x05\x06" + bytes(18))  # a zip without entries
+    read = read_contents(tree, tmp_path / "layer.zip", "python", jobs=2)
+    assert read.secrets == (Secret("logo.png", 3, "a private key"),)
