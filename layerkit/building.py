@@ -13,13 +13,14 @@ import os
 import secrets
 import shutil
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from enum import Enum
 from hashlib import sha256
 from pathlib import Path
+from typing import TypeVar
 
 from layerkit import trees
 from layerkit.archiving import CompressedFiles, Source, compressor_name, tree_digest, write_zip
@@ -29,13 +30,17 @@ from layerkit.files import cache_folder, put_in_place, remove, sync_folder, writ
 from layerkit.installer import Uv, uv_version
 from layerkit.locking import read_lock
 from layerkit.manifests import read_manifest, render_manifest
-from layerkit.model import Artifact, Layer, Layers, Lock, Manifest, OwnCode, Report, Severity, Target, Tree
+from layerkit.model import Artifact, Layer, Layers, Lock, Manifest, Optimized, OwnCode, Report, Severity, Target, Tree
+from layerkit.optimizing import Optimizer, Subject, optimize
 from layerkit.processes import end_all, uninterrupted
 from layerkit.project import Project
 from layerkit.validating import Means, validate_layers
 
-RECIPE = 1
+RECIPE = 2
 """Raised whenever the same inputs would give other bytes than before."""
+
+
+_T = TypeVar("_T")
 
 
 class Action(Enum):
@@ -89,8 +94,11 @@ def tools() -> dict[str, str]:
     return {"recipe": str(RECIPE), "uv": uv_version(), "compressor": compressor_name()}
 
 
-def input_identity(layer: Layer, lock: Lock, own_code: str) -> str:
-    """SHA-256 (hex) over all inputs of a layer's build. Nothing of other layers is among them."""
+def input_identity(layer: Layer, lock: Lock, own_code: str, optimizer: Optimizer | None) -> str:
+    """SHA-256 (hex) over all inputs of a layer's build. Nothing of other layers is among them.
+
+    ``optimizer`` is None where the layer is left as its wheels made it.
+    """
     inputs = {
         "layer": layer.name,
         "target": str(lock.target),
@@ -98,6 +106,7 @@ def input_identity(layer: Layer, lock: Lock, own_code: str) -> str:
         "packages": [[package.name, package.version, package.sdist, *package.hashes] for package in lock.packages],
         "own_code": own_code,
         "tools": tools(),
+        "optimization": optimizer.identity(layer) if optimizer else None,
     }
     return sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
 
@@ -105,8 +114,17 @@ def input_identity(layer: Layer, lock: Lock, own_code: str) -> str:
 # ---- plan ----
 
 
-def plan_build(project: Project, target: Target, names: Sequence[str], *, force: bool = False) -> tuple[LayerPlan, ...]:
+def plan_build(
+    project: Project,
+    target: Target,
+    names: Sequence[str],
+    *,
+    optimizer: Optimizer | None = None,
+    force: bool = False,
+) -> tuple[LayerPlan, ...]:
     """What there is to do so that ``names`` and what they depend on are built; with ``force``, all of ``names``.
+
+    ``optimizer`` is what they are optimized with; None: they are not.
 
     Reads manifests, locks and own code, never a tree. Raises ConfigurationError for a layer without a lock.
     """
@@ -118,7 +136,7 @@ def plan_build(project: Project, target: Target, names: Sequence[str], *, force:
         if lock is None:
             raise ConfigurationError(f"{name} has no lock for {target}.", "Run `inv lock`.")
         own_code = trees.own_code_digest(project.own_code(name))
-        identities[name] = input_identity(layer, lock, own_code)
+        identities[name] = input_identity(layer, lock, own_code, optimizer)
         needed = {other: identities[other] for other in project.layers.dependencies(name)}
         manifest = read_manifest(project.manifest_path(name, target))
         reason = _why_build(project, target, manifest, name, identities[name])
@@ -157,11 +175,12 @@ def build(
     uv: Uv,
     jobs: int,
     means: Means | None,
+    optimizer: Optimizer | None = None,
     tell: Callable[[Progress], None] = lambda progress: None,
 ) -> tuple[Built, ...]:
     """Carry out ``plans`` and swap all results in at once; the caller holds the checkout's lock.
 
-    Before that all of them are validated with ``means`` (None: they are not). Raises CheckFailed, with the findings
+    ``optimizer`` is the one that the plans were made with. Before the swap all of them are validated with ``means`` (None: they are not). Raises CheckFailed, with the findings
     in its message, when that finds an error, and whatever the installer raises; then nothing is swapped in. Layers
     with an error stay in ``.layerkit/failed``, for looking at.
     """
@@ -169,7 +188,7 @@ def build(
     staged = work / "staged"
     staged.mkdir(parents=True)
     try:
-        built = _build_all(project, plans, work, uv, jobs, tell)
+        built = _build_all(project, plans, work, uv, jobs, optimizer, tell)
         if means:
             built = _validated(project, built, staged, means, tell)
         if any(staged.iterdir()):
@@ -210,30 +229,45 @@ def _build_all(
     work: Path,
     uv: Uv,
     jobs: int,
+    optimizer: Optimizer | None,
     tell: Callable[[Progress], None],
 ) -> tuple[Built, ...]:
-    """Layers side by side: while one is being compressed the next is being installed."""
+    """Layers side by side: while one is being compressed the next is being installed.
+
+    They are optimized one after the other, since each needs those below it as they will be, and uses all processors.
+    """
     cache: CompressedFiles | None = None
     if any(plan.action is Action.BUILD for plan in plans):
         cache = CompressedFiles(cache_folder())
     compressing = ThreadPoolExecutor(max_workers=jobs, thread_name_prefix="compress")
     layering = ThreadPoolExecutor(max_workers=jobs, thread_name_prefix="layer")
 
+    making = _Making(project, {plan.layer.name: plan for plan in plans}, work, uv, compressing, cache, tell)
+
     def one(plan: LayerPlan) -> Built:
         if plan.action is Action.BUILD:
-            return _build_layer(project, plan, work, uv, compressing, cache, tell)
+            return making.zip(plan, making.install(plan))
         assert plan.current is not None  # only a layer with a manifest needs no build
         if plan.action is Action.RELABEL:
             (work / "staged" / plan.layer.name).mkdir()
             return Built(plan, replace(plan.current, depends_on=plan.depends_on))
         return Built(plan, plan.current)
 
+    def optimized(plan: LayerPlan, installed: Future[_Installed], optimizer: Optimizer) -> Future[Built]:
+        return layering.submit(making.zip, plan, making.optimize(plan, installed.result(), optimizer))
+
     try:
-        futures = [layering.submit(one, plan) for plan in plans]
-        done, _ = wait(futures, return_when=FIRST_EXCEPTION)
-        for future in done:
-            future.result()
-        return tuple(future.result() for future in futures)
+        if optimizer:
+            building = [plan for plan in plans if plan.action is Action.BUILD]
+            installing = {plan.layer.name: layering.submit(making.install, plan) for plan in building}
+            _all_or_first_failure(list(installing.values()))
+            futures = [
+                optimized(plan, installing[plan.layer.name], optimizer) if plan in building else layering.submit(one, plan)
+                for plan in plans
+            ]
+        else:
+            futures = [layering.submit(one, plan) for plan in plans]
+        return tuple(_all_or_first_failure(futures))
     except BaseException:
         # A layer that waits for an installer or for compressed files is told so, and its thread ends.
         end_all()
@@ -246,76 +280,129 @@ def _build_all(
             cache.close()
 
 
-def _build_layer(
-    project: Project,
-    plan: LayerPlan,
-    work: Path,
-    uv: Uv,
-    pool: ThreadPoolExecutor,
-    cache: CompressedFiles | None,
-    tell: Callable[[Progress], None],
-) -> Built:
-    started = time.monotonic()
-    layer, target = plan.layer, plan.lock.target
-    staged = work / "staged" / layer.name
-    tree = staged / TREE
-    scratch = work / "scratch" / layer.name
-    scratch.mkdir(parents=True)
-    tree.mkdir(parents=True)
+def _all_or_first_failure(futures: Sequence[Future[_T]]) -> list[_T]:
+    """All results, or the first error as soon as it is there."""
+    done, _ = wait(futures, return_when=FIRST_EXCEPTION)
+    for future in done:
+        future.result()
+    return [future.result() for future in futures]
 
-    tell(Progress(layer.name, "installing"))
-    uv.install(plan.lock.packages, target, tree, scratch)
-    settled = _settle_contested(plan.lock, uv, tree, scratch)
-    _refuse_compiled(plan.lock, tree)
-    trees.normalize(tree, target, settled)
-    own = OwnCode(0, 0)
-    if layer.has_own_code:
-        files, size, digest = trees.add_own_code(project.own_code(layer.name), tree, f"layers/{layer.name}/src")
-        if digest != plan.own_code:
-            raise Incomplete(
-                f"layers/{layer.name}/src was changed while the layer was built, so nothing was put in place.",
-                "Run the build again.",
-            )
-        own = OwnCode(files, size)
 
-    found = trees.sources(tree, TREE)
-    total = sum(source.size for source in found)
-    done = 0
+@dataclass(frozen=True)
+class _Installed:
+    """A tree that has been installed, and then perhaps optimized."""
 
-    def advanced(size: int) -> None:
-        nonlocal done
-        done += size
-        tell(Progress(layer.name, "zipping", done, total))
+    started: float
+    own_code: OwnCode
+    settled: Mapping[str, str]
+    optimized: Optimized | None = None
 
-    tell(Progress(layer.name, "zipping", 0, total))
-    label = Source(f"layerkit/{layer.name}.json", 0, content=_label(plan))
-    written = write_zip(staged / "layer.zip", [*found, label], pool=pool, cache=cache, advanced=advanced)
 
-    below = {entry.path.removeprefix(f"{TREE}/"): entry.size for entry in written.entries if entry.path != label.path}
-    manifest = Manifest(
-        layer=layer.name,
-        target=target,
-        inputs=plan.inputs,
-        depends_on=plan.depends_on,
-        distributions=trees.distributions(tree, plan.lock.packages, below),
-        own_code=own,
-        tree=Tree(
-            path=project.relative(project.tree_path(layer.name, target)),
-            sha256=tree_digest(entry for entry in written.entries if entry.path != label.path),
-            files=len(below),
-            size=sum(below.values()),
-            top=tuple(sorted(os.listdir(tree))),
-        ),
-        zip=Artifact(project.relative(project.zip_path(layer.name, target)), written.sha256, written.size),
-        tools=tools(),
-        notes=tuple(
-            f"{path} comes in several distributions; the one of {winner} stays"
-            for path, winner in sorted(settled.items())
-        ),
-        built=_now(),
-    )
-    tell(Progress(layer.name, "built", total, total))
-    return Built(plan, manifest, Report(), time.monotonic() - started, written.from_cache)
+@dataclass(frozen=True)
+class _Making:
+    """What the steps of building one layer share."""
+
+    project: Project
+    plans: Mapping[str, LayerPlan]
+    work: Path
+    uv: Uv
+    pool: ThreadPoolExecutor
+    cache: CompressedFiles | None
+    tell: Callable[[Progress], None]
+
+    def staged(self, name: str) -> Path:
+        return self.work / "staged" / name
+
+    def scratch(self, name: str) -> Path:
+        return self.work / "scratch" / name
+
+    def tree(self, name: str) -> Path:
+        """Where a layer's tree is now: staged, or in its place where it is not built."""
+        plan = self.plans[name]
+        if plan.action is Action.BUILD:
+            return self.staged(name) / TREE
+        return self.project.tree_path(name, plan.lock.target)
+
+    def install(self, plan: LayerPlan) -> _Installed:
+        started = time.monotonic()
+        layer, target = plan.layer, plan.lock.target
+        tree, scratch = self.tree(layer.name), self.scratch(layer.name)
+        scratch.mkdir(parents=True)
+        tree.mkdir(parents=True)
+
+        self.tell(Progress(layer.name, "installing"))
+        self.uv.install(plan.lock.packages, target, tree, scratch)
+        settled = _settle_contested(plan.lock, self.uv, tree, scratch)
+        _refuse_compiled(plan.lock, tree)
+        trees.normalize(tree, target, settled)
+        own = OwnCode(0, 0)
+        if layer.has_own_code:
+            files, size, digest = trees.add_own_code(self.project.own_code(layer.name), tree, f"layers/{layer.name}/src")
+            if digest != plan.own_code:
+                raise Incomplete(
+                    f"layers/{layer.name}/src was changed while the layer was built, so nothing was put in place.",
+                    "Run the build again.",
+                )
+            own = OwnCode(files, size)
+        return _Installed(started, own, settled)
+
+    def optimize(self, plan: LayerPlan, installed: _Installed, optimizer: Optimizer) -> _Installed:
+        name = plan.layer.name
+        below = self.project.layers.dependencies(name)
+        subject = Subject(
+            plan.layer,
+            self.tree(name),
+            plan.inputs,
+            tuple(self.tree(other) for other in below),
+            tuple(self.plans[other].inputs for other in below),
+        )
+        optimized = optimize(
+            subject, optimizer, self.scratch(name), lambda phase: self.tell(Progress(name, phase))
+        )
+        return replace(installed, optimized=optimized)
+
+    def zip(self, plan: LayerPlan, installed: _Installed) -> Built:
+        layer, target = plan.layer, plan.lock.target
+        staged, tree = self.staged(layer.name), self.tree(layer.name)
+        found = trees.sources(tree, TREE)
+        total = sum(source.size for source in found)
+        done = 0
+
+        def advanced(size: int) -> None:
+            nonlocal done
+            done += size
+            self.tell(Progress(layer.name, "zipping", done, total))
+
+        self.tell(Progress(layer.name, "zipping", 0, total))
+        label = Source(f"layerkit/{layer.name}.json", 0, content=_label(plan))
+        written = write_zip(staged / "layer.zip", [*found, label], pool=self.pool, cache=self.cache, advanced=advanced)
+
+        below = {entry.path.removeprefix(f"{TREE}/"): entry.size for entry in written.entries if entry.path != label.path}
+        manifest = Manifest(
+            layer=layer.name,
+            target=target,
+            inputs=plan.inputs,
+            depends_on=plan.depends_on,
+            distributions=trees.distributions(tree, plan.lock.packages, below),
+            own_code=installed.own_code,
+            optimized=installed.optimized,
+            tree=Tree(
+                path=self.project.relative(self.project.tree_path(layer.name, target)),
+                sha256=tree_digest(entry for entry in written.entries if entry.path != label.path),
+                files=len(below),
+                size=sum(below.values()),
+                top=tuple(sorted(os.listdir(tree))),
+            ),
+            zip=Artifact(self.project.relative(self.project.zip_path(layer.name, target)), written.sha256, written.size),
+            tools=tools(),
+            notes=tuple(
+                f"{path} comes in several distributions; the one of {winner} stays"
+                for path, winner in sorted(installed.settled.items())
+            ),
+            built=_now(),
+        )
+        self.tell(Progress(layer.name, "built", total, total))
+        return Built(plan, manifest, Report(), time.monotonic() - installed.started, written.from_cache)
 
 
 def _label(plan: LayerPlan) -> bytes:

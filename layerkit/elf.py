@@ -69,6 +69,27 @@ def read_elf(content: bytes) -> Elf | None:
         raise BrokenElf(str(error)) from error
 
 
+def loaded_parts(content: bytes) -> list[tuple[int, int, bytes]]:
+    """What the loader maps of a file: for each PT_LOAD its address, its flags and its bytes.
+
+    The fields of the file header that say where the section headers are count as zero: they are mapped with the rest,
+    nothing that runs looks at them, and ``strip`` changes them. BrokenElf when it can't be read.
+    """
+    from elftools.common.exceptions import ELFError
+
+    try:
+        image = _Image(content)
+    except (ELFError, OverflowError, UnicodeDecodeError) as error:
+        raise BrokenElf(str(error)) from error
+    masked = bytearray(content)
+    masked[0x28:0x30] = bytes(8)  # e_shoff of a 64-bit file
+    masked[0x3A:0x40] = bytes(6)  # e_shentsize, e_shnum, e_shstrndx
+    return [
+        (load["p_vaddr"], load["p_flags"], bytes(masked[load["p_offset"] : load["p_offset"] + load["p_filesz"]]))
+        for load in image.loads
+    ]
+
+
 def newer_than(
     elf: Elf, limits: Mapping[str, str], bundled: Container[str] = frozenset()
 ) -> list[tuple[str, str, str]]:

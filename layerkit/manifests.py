@@ -7,9 +7,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from layerkit.model import Artifact, Distribution, Manifest, OwnCode, Target, Tree
+from layerkit.model import Artifact, Distribution, Manifest, Optimized, OwnCode, RuleResult, Target, Tree
 
-SCHEMA = 1
+SCHEMA = 2
 
 
 def manifest_document(manifest: Manifest) -> dict[str, Any]:
@@ -37,6 +37,7 @@ def parse_manifest(text: str) -> Manifest:
                     Distribution(**{**entry, "hashes": tuple(entry["hashes"])}) for entry in document["distributions"]
                 ),
                 "own_code": OwnCode(**document["own_code"]),
+                "optimized": _optimized(document["optimized"]),
                 "tree": Tree(**{**document["tree"], "top": tuple(document["tree"]["top"])}),
                 "zip": Artifact(**document["zip"]),
                 "notes": tuple(document["notes"]),
@@ -44,6 +45,12 @@ def parse_manifest(text: str) -> Manifest:
         )
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"not a manifest: {error}") from error
+
+
+def _optimized(document: Any) -> Optimized | None:
+    if document is None:
+        return None
+    return Optimized(**{**document, "rules": tuple(RuleResult(**rule) for rule in document["rules"])})
 
 
 def read_manifest(path: Path) -> Manifest | None:

@@ -6,12 +6,14 @@ Markers are evaluated for the target, never for the Python that runs layerkit.
 from __future__ import annotations
 
 import os
+import posixpath
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from email.parser import HeaderParser
 from pathlib import Path
 
+from packaging.markers import Marker, UndefinedComparison, UndefinedEnvironmentName
 from packaging.requirements import InvalidRequirement
 from packaging.requirements import Requirement as ParsedRequirement
 from packaging.version import InvalidVersion, Version
@@ -100,7 +102,7 @@ def unmet(roots: Iterable[Requirement], distributions: Mapping[str, Described], 
         except InvalidRequirement:
             missing[asking, text] = Unmet(asking, text, "")
             continue
-        if parsed.marker and not parsed.marker.evaluate(marker_environment(target, extra)):
+        if not _holds(parsed.marker, target, extra):
             continue
         name = normalized(parsed.name)
         found = distributions.get(name)
@@ -130,8 +132,15 @@ def required_name(requirement: str) -> str:
 
 def applies(requirement: Requirement, target: Target) -> bool:
     """Whether a layer's requirement is one on ``target``."""
-    marker = ParsedRequirement(requirement.text).marker
-    return marker is None or marker.evaluate(marker_environment(target))
+    return _holds(ParsedRequirement(requirement.text).marker, target)
+
+
+def _holds(marker: Marker | None, target: Target, extra: str = "") -> bool:
+    """Whether a marker holds; one that compares what can't be compared does, so that its requirement is looked for."""
+    try:
+        return marker is None or marker.evaluate(marker_environment(target, extra))
+    except (UndefinedComparison, UndefinedEnvironmentName):
+        return True
 
 
 # ---- modules ----
@@ -154,7 +163,7 @@ def _modules(folder: Path, prefix: str) -> Iterator[str]:
             inside = os.listdir(entry.path)
             if any(module_name(file) == "__init__" for file in inside):
                 yield prefix + entry.name
-            else:
+            elif not entry.is_symlink():  # one may lead to where it lies
                 yield from _modules(Path(entry.path), f"{prefix}{entry.name}.")
         elif name and name != "__init__":
             yield prefix + name
@@ -170,11 +179,12 @@ def module_name(file: str) -> str:
 
 
 def provider_of(module: str, distributions: Iterable[Installed]) -> str:
-    """The distribution whose files have the top-level name of ``module``; empty where none has."""
-    top = module.partition(".")[0]
+    """The distribution whose files have ``module`` (``google.cloud``), whole or a part of it; empty where none has."""
+    inside = module.replace(".", "/")
     for distribution in distributions:
         for path in distribution.rows:
-            first = path.partition("/")[0]
-            if first == top or ("/" not in path and module_name(path) == top):
+            folder, _, file = path.rpartition("/")
+            name = module_name(file)
+            if path.startswith(f"{inside}/") or (name and posixpath.join(folder, name) == inside):
                 return distribution.name
     return ""

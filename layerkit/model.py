@@ -87,6 +87,25 @@ class Requirement:
 
 
 @dataclass(frozen=True)
+class Optimization:
+    """What a layer's ``layer.toml`` says of how it is to be optimized."""
+
+    rules: tuple[str, ...] = ()
+    """Rules to turn on besides those that are on by default."""
+    skip_rules: tuple[str, ...] = ()
+    keep: tuple[str, ...] = ()
+    """Paths, folders or patterns below the tree that no rule may take."""
+    services: tuple[str, ...] = ()
+    """botocore's services whose data stays; empty: all."""
+    removes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """The team's own rules: name -> the modules that each removes."""
+    bytecode: str = "startup"
+    """``off``, ``startup`` (what the declared imports load, then the rest up to the budget) or ``all``."""
+    bytecode_budget_mb: int = 10
+    """How many MiB the bytecode may take."""
+
+
+@dataclass(frozen=True)
 class Layer:
     """A folder in ``layers/`` and what its ``layer.toml`` says."""
 
@@ -105,6 +124,7 @@ class Layer:
     """Distributions (normalized names) that may be built from a pure-Python sdist."""
     imports: tuple[str, ...] = ()
     """Modules that have to import on Lambda; empty: every top-level one."""
+    optimization: Optimization = field(default_factory=Optimization)
     has_own_code: bool = False
 
     @property
@@ -292,6 +312,35 @@ class OwnCode:
 
 
 @dataclass(frozen=True)
+class RuleResult:
+    """What one rule did to a layer: files and bytes that went, and what stays because something needs it."""
+
+    rule: str
+    outcome: str
+    """``verified``, ``narrowed``, ``rejected``, or ``unproven`` (safe without a proof)."""
+    files: int
+    size: int
+    """Bytes that are gone."""
+    restored: Mapping[str, str] = field(default_factory=dict)
+    """Path -> the import that needs it."""
+
+
+@dataclass(frozen=True)
+class Optimized:
+    """What optimizing a layer came to."""
+
+    rules: tuple[RuleResult, ...] = ()
+    modules: int = 0
+    """How many modules outside of the rules' subjects import, before and after alike."""
+    unverified: str = ""
+    """Why nothing could be proven, so that only what needs no proof was done; empty when all was."""
+    bytecode_files: int = 0
+    bytecode_size: int = 0
+    interpreter: str = ""
+    """The exact version that made the bytecode, as ``sys.version`` has it."""
+
+
+@dataclass(frozen=True)
 class Manifest:
     """What one build of a layer is. The stored form is documented in ``docs/manifest.md``."""
 
@@ -303,6 +352,8 @@ class Manifest:
     """The input identities of the layers it was locked against, by name."""
     distributions: tuple[Distribution, ...]
     own_code: OwnCode
+    optimized: Optimized | None
+    """None where optimization was skipped."""
     tree: Tree
     zip: Artifact
     tools: Mapping[str, str]

@@ -19,7 +19,7 @@ from layerkit.errors import ExternalError
 from layerkit.interpreters import Interpreter
 from layerkit.metadata import module_name
 from layerkit.model import MIB, Target
-from layerkit.probing import lambda_environment, search_path
+from layerkit.probing import Bounds, Prober, lambda_environment, search_path
 from layerkit.processes import run_contained
 
 _TARGET = Path(__file__).parent / "target"
@@ -141,6 +141,11 @@ class Oracle:
                 done.output.strip()[-500:],
             )
         return found
+
+    def loads(self, tree: Path, below: Sequence[Path], modules: Sequence[str], bytecode: Path | None) -> list[str]:
+        """The files of ``tree`` that importing ``modules`` loads, in load order."""
+        prober = Prober(self.interpreter, Bounds(self.seconds, self.memory))
+        return prober.loads(modules, tree, [*below, tree], self.target, self.jobs, bytecode)
 
     def compile(self, sources: Sequence[tuple[Path, str]], into: Path, scratch: Path) -> dict[str, Path]:
         """Compile files, given with the path that they have in their tree; path -> its bytecode's file in ``into``.

@@ -68,6 +68,18 @@ class Prober:
         with ThreadPoolExecutor(max_workers=jobs) as pool:
             return list(pool.map(lambda pair: one(*pair), wanted))
 
+    def loads(
+        self, modules: Sequence[str], tree: Path, trees: Sequence[Path], target: Target, jobs: int, bytecode: Path | None
+    ) -> list[str]:
+        """The files of ``tree`` that importing ``modules`` loads, in load order; a module that fails loads none."""
+
+        def one(module: str) -> list[str]:
+            request = {"do": "loads", "module": module, "tree": str(tree), "bytecode": str(bytecode or "")}
+            return self._run(request, search_path(trees, target)).answer or []
+
+        with ThreadPoolExecutor(max_workers=jobs) as pool:
+            return list(dict.fromkeys(path for found in pool.map(one, modules) for path in found))
+
     def call(
         self, name: str, handler: str, folder: Path, event: Path, trees: Sequence[Path], target: Target
     ) -> Outcome:

@@ -18,7 +18,7 @@ from packaging.requirements import InvalidRequirement
 from packaging.requirements import Requirement as ParsedRequirement
 
 from layerkit.errors import ConfigurationError, LayerkitError
-from layerkit.model import Layer, Layers, Requirement, Target, check_layer_name, normalized
+from layerkit.model import Layer, Layers, Optimization, Requirement, Target, check_layer_name, normalized
 from layerkit.runtimes import check_architecture, runtime_named
 
 OWN_CODE = "src"
@@ -146,10 +146,18 @@ def read_layer_toml(path: Path, where: str) -> dict[str, Any]:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"{where}: not valid TOML: {error}.") from error
     settings: dict[str, Any] = {}
+    optimization: dict[str, Any] = {}
     for key, value in content.items():
-        if key not in _KEYS:
-            raise ConfigurationError(f"{where}: unknown key {key!r}.", f"Known keys: {', '.join(_KEYS)}.")
-        settings[key] = _KEYS[key](value, f"{where}: {key}")
+        if key in _OPTIMIZATION:
+            name, read = _OPTIMIZATION[key]
+            optimization[name] = read(value, f"{where}: {key}")
+        elif key in _KEYS:
+            settings[key] = _KEYS[key](value, f"{where}: {key}")
+        else:
+            known = ", ".join([*_KEYS, *_OPTIMIZATION])
+            raise ConfigurationError(f"{where}: unknown key {key!r}.", f"Known keys: {known}.")
+    if optimization:
+        settings["optimization"] = Optimization(**optimization)
     if ("max_size_mb" in settings) != ("limit_reason" in settings):
         raise ConfigurationError(
             f"{where}: max_size_mb and limit_reason go together.",
@@ -209,6 +217,30 @@ _KEYS: dict[str, Callable[[object, str], Any]] = {
     "allow_sdist": _names,
     "imports": _modules,
 }
+
+
+def _bytecode(value: object, where: str) -> str:
+    if value not in ("off", "startup", "all"):
+        raise ConfigurationError(f"{where} must be 'off', 'startup' or 'all', not {value!r}.")
+    return str(value)
+
+
+def _removes(value: object, where: str) -> dict[str, tuple[str, ...]]:
+    if not isinstance(value, dict):
+        raise ConfigurationError(f"{where} must be a table of rules: a name = a list of modules, not {value!r}.")
+    return {name: _modules(modules, f"{where}.{name}") for name, modules in value.items()}
+
+
+_OPTIMIZATION: dict[str, tuple[str, Callable[[object, str], Any]]] = {
+    "rules": ("rules", _texts),
+    "skip_rules": ("skip_rules", _texts),
+    "keep": ("keep", _texts),
+    "services": ("services", _texts),
+    "remove": ("removes", _removes),
+    "bytecode": ("bytecode", _bytecode),
+    "bytecode_budget_mb": ("bytecode_budget_mb", _positive),
+}
+"""Keys of layer.toml that say how a layer is optimized, with the field of Optimization that each is."""
 
 
 # ---- requirements files ----

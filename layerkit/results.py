@@ -32,7 +32,7 @@ class Results:
         try:
             document = json.loads(self._path(kind, key).read_text(encoding="utf-8"))
             content, digest = document["result"], document["sha256"]
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
             return None
         return content if digest == digest_of(kind, key, content) else None
 

@@ -19,6 +19,7 @@ from layerkit.errors import ConfigurationError, LayerkitError
 from layerkit.locking import read_lock, stale
 from layerkit.manifests import read_manifest
 from layerkit.model import Checked, Finding, Layer, Layers, Manifest, Report, Severity, Skipped, Target
+from layerkit.optimizing import Optimizer
 from layerkit.project import Project
 from layerkit.validating import Means, validate_layers
 
@@ -56,7 +57,9 @@ class Standing:
     verdict: Verdict | None = None
 
 
-def standings(project: Project, broken: Mapping[str, LayerkitError], target: Target) -> tuple[Standing, ...]:
+def standings(
+    project: Project, broken: Mapping[str, LayerkitError], target: Target, optimizer: Optimizer
+) -> tuple[Standing, ...]:
     """Every layer of a checkout, dependencies first, then those that can't be read (``broken``, with why)."""
     found = []
     locks: dict[str, str] = {}
@@ -71,24 +74,30 @@ def standings(project: Project, broken: Mapping[str, LayerkitError], target: Tar
         if why_not:
             found.append(Standing(name, target, State.NOT_FOR_TARGET, why_not, layer))
         else:
-            found.append(_standing(project, layer, target, locks.get(name, "current")))
+            found.append(_standing(project, layer, target, locks.get(name, "current"), optimizer))
     found += [Standing(name, target, State.BROKEN, error.message) for name, error in sorted(broken.items())]
     return tuple(found)
 
 
-def _standing(project: Project, layer: Layer, target: Target, lock: str) -> Standing:
+def _standing(project: Project, layer: Layer, target: Target, lock: str, optimizer: Optimizer) -> Standing:
     manifest = read_manifest(project.manifest_path(layer.name, target))
     verdict = read_verdict(project, manifest) if manifest else None
-    state, reason = _state(project, layer, target, lock, manifest, verdict)
+    state, reason = _state(project, layer, target, lock, manifest, verdict, optimizer)
     return Standing(layer.name, target, state, reason, layer, lock, manifest, verdict)
 
 
 def _state(
-    project: Project, layer: Layer, target: Target, lock: str, manifest: Manifest | None, verdict: Verdict | None
+    project: Project,
+    layer: Layer,
+    target: Target,
+    lock: str,
+    manifest: Manifest | None,
+    verdict: Verdict | None,
+    optimizer: Optimizer,
 ) -> tuple[State, str]:
     if manifest is None:
         return State.NOT_BUILT, f"inv build --layer {layer.name}"
-    why = outdated(project, layer, target, lock, manifest)
+    why = outdated(project, layer, target, lock, manifest, optimizer)
     if why:
         return State.OUTDATED, why
     if verdict is None:
@@ -101,13 +110,16 @@ def _state(
     return State.VALID, warnings
 
 
-def outdated(project: Project, layer: Layer, target: Target, lock: str, manifest: Manifest) -> str:
+def outdated(
+    project: Project, layer: Layer, target: Target, lock: str, manifest: Manifest, optimizer: Optimizer
+) -> str:
     """Why a build is not what would be built now; empty when it is. ``lock`` is ``current`` or why it is not."""
     if lock != "current":
         return f"lock: {lock}"
     locked = read_lock(project, layer.name, target)
     own_code = trees.own_code_digest(project.own_code(layer.name))
-    if locked is None or manifest.inputs != input_identity(layer, locked, own_code):
+    used = optimizer if manifest.optimized else None  # a build that left optimization out stays current without it
+    if locked is None or manifest.inputs != input_identity(layer, locked, own_code, used):
         return "its inputs have changed since"
     archive = project.zip_path(layer.name, target)
     if not archive.is_file() or archive.stat().st_size != manifest.zip.size:
@@ -168,6 +180,7 @@ def validate_checkout(
     names: Sequence[str],
     target: Target,
     means: Means,
+    optimizer: Optimizer,
     *,
     tell: Callable[[str, str], None] = lambda layer, check: None,
 ) -> Report:
@@ -178,7 +191,9 @@ def validate_checkout(
         locks: dict[str, str] = {}
         for stack in project.layers.stacks(names):
             locks.update(stale(project, project.layers.stack(stack, target), target))
-        checked = [_build(project, name, target, locks.get(name, "current"), built.get(name)) for name in names]
+        checked = [
+            _build(project, name, target, locks.get(name, "current"), built.get(name), optimizer) for name in names
+        ]
     else:
         checked = [_not_there(name, target) for name in names if name not in built]
     report = validate_layers(
@@ -199,14 +214,16 @@ def _not_there(name: str, target: Target) -> Checked:
     return Checked("build", name, skipped=(skipped,))
 
 
-def _build(project: Project, name: str, target: Target, lock: str, one: BuiltLayer | None) -> Checked:
+def _build(
+    project: Project, name: str, target: Target, lock: str, one: BuiltLayer | None, optimizer: Optimizer
+) -> Checked:
     """The check ``build``: an error where there is none, a warning where sources and build have gone apart."""
     manifest = one.manifest if one else None
     if manifest is None:
         message = f"there is no build for {target}, so nothing else of it could be checked"
         hint = f"Build it: inv build --layer {name}"
         return Checked("build", name, (Finding("build", Severity.ERROR, name, message, hint),))
-    why = outdated(project, project.layers[name], target, lock, manifest)
+    why = outdated(project, project.layers[name], target, lock, manifest, optimizer)
     if why:
         message = f"the build is not what its sources say now ({why})"
         finding = Finding("build", Severity.WARNING, name, message, f"Build it again: inv build --layer {name}")

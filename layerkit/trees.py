@@ -15,7 +15,7 @@ import os
 import re
 import shutil
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 
@@ -115,11 +115,11 @@ def _launchers(entry_points: Path) -> Iterator[str]:
             yield from parser[section]
 
 
-def _rewrite_record(tree: Path, distribution: Installed, settled: Collection[str]) -> None:
+def _rewrite_record(tree: Path, distribution: Installed, changed: Collection[str]) -> None:
     rows = []
     for path, (digest, size) in sorted(distribution.rows.items()):
         file = tree / path
-        if (path.startswith("bin/") or path in settled) and digest and file.is_file():
+        if (path.startswith("bin/") or path in changed) and digest and file.is_file():
             content = file.read_bytes()
             encoded = base64.urlsafe_b64encode(sha256(content).digest()).rstrip(b"=").decode()
             digest, size = f"sha256={encoded}", str(len(content))
@@ -128,6 +128,24 @@ def _rewrite_record(tree: Path, distribution: Installed, settled: Collection[str
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(rows)
     (distribution.folder / "RECORD").write_text(text.getvalue(), encoding="utf-8", newline="")
+
+
+def record_what_is_there(tree: Path, changed: Collection[str], bytecode: Mapping[str, int]) -> None:
+    """Make each RECORD say what is there after an optimization.
+
+    ``changed`` are files with another content than their RECORD says; ``bytecode`` goes to the distribution of its
+    source, without hash and size, as installers write it.
+    """
+    compiled = {_source_of(path): path for path in bytecode}
+    for distribution in installed(tree):
+        added = {compiled[path]: ("", "") for path in distribution.rows if path in compiled}
+        _rewrite_record(tree, replace(distribution, rows={**distribution.rows, **added}), changed)
+
+
+def _source_of(bytecode: str) -> str:
+    """``pkg/__pycache__/mod.cpython-313.pyc`` -> ``pkg/mod.py``."""
+    folder, _, name = bytecode.rpartition("/")
+    return f"{folder.removesuffix('__pycache__')}{name.split('.')[0]}.py"
 
 
 def impure(tree: Path, names: Iterable[str]) -> dict[str, str]:

@@ -515,12 +515,16 @@ def _explain(missing: str, layers: Layers, one: BuiltLayer, built: Mapping[str, 
     for other in (name, *(other for other in layers if other != name)):
         if other not in built:
             continue
-        provider = metadata.provider_of(top, trees.installed(built[other].tree))
+        there = trees.installed(built[other].tree)
+        provider = metadata.provider_of(missing, there)
         if provider and other in visible:
             return f"{provider} in {other} is there, but not whole: {_REBUILD}"
         if provider and layers[other].stack == one.layer.stack:
             line = f"depends_on = [{json.dumps(other)}]"
             return f"{provider} is in the layer {other}: add {line} to layers/{name}/layer.toml."
+        package = metadata.provider_of(f"{top}.__init__", there)
+        if package and other in visible:
+            return f"{package} in {other} has no {missing}: another version of it may."
     for requirement in one.layer.requirements:
         if requirement.name == _as_distribution(top) and not metadata.applies(requirement, target):
             return f"{requirement.where} asks for it as {requirement.text!r}, which leaves out {target}."

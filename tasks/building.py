@@ -235,7 +235,7 @@ def _show_changes(changes: Sequence[LockChange]) -> None:
         "jobs": "how much to do side by side (default: one for each processor)",
         "skip_validation": "let the layers in whatever their size and form (not recommended)",
         "require_verified": "end with exit code 4 when a check could not run",
-        "skip_optimization": "leave the trees as the wheels made them; the only way there is so far",
+        "skip_optimization": "leave the trees as the wheels made them, without bytecode",
         "clean": "build again even what is up to date",
         "locked": "refuse when a lock is missing or not current, instead of locking first (for CI)",
         "allow_blocked_runtime": BLOCKED,
@@ -273,13 +273,22 @@ def build(
     with _changing(chosen, "inv build") as project:
         names = for_target(project, chosen.target, layer or ())
         _lock_first(project, chosen.target, names, locked)
-        plans = plan_build(project, chosen.target, names, force=clean)
+        optimizer = None if skip_optimization else chosen.optimizer(chosen.target)
+        plans = plan_build(project, chosen.target, names, optimizer=optimizer, force=clean)
         if verbose:
             for plan in plans:
                 say(f"{plan.layer.name}: {plan.action.value}{f' ({plan.reason})' if plan.reason else ''}")
         if any(plan.action is Action.BUILD for plan in plans):
             with progress(verbose) as tell:
-                built = build_layers(project, plans, uv=Uv(project.root), jobs=chosen.jobs, means=means, tell=tell)
+                built = build_layers(
+                    project,
+                    plans,
+                    uv=Uv(project.root),
+                    jobs=chosen.jobs,
+                    means=means,
+                    optimizer=optimizer,
+                    tell=tell,
+                )
         else:
             built = build_layers(project, plans, uv=Uv(project.root), jobs=chosen.jobs, means=means)
     not_verified = skip_validation or any(result.report.skipped for result in built)

@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, Any
 from invoke.context import Context
 
 from layerkit.errors import ConfigurationError
+from layerkit.interpreters import Interpreter
 from layerkit.model import MIB, Target
 from layerkit.probing import Bounds
 from layerkit.project import Project, load_project
 from layerkit.runtimes import check_architecture, runtime_named
 
 if TYPE_CHECKING:
+    from layerkit.optimizing import Optimizer
     from layerkit.validating import Means
 
 DEFAULTS: dict[str, Any] = {
@@ -59,6 +61,17 @@ class Settings:
 
     def project(self) -> Project:
         return load_project(self.root, self.default_target)
+
+    def optimizer(self, target: Target) -> Optimizer:
+        """What layers for ``target`` are optimized with."""
+        from layerkit.files import cache_folder
+        from layerkit.interpreters import find_interpreter, interpreter_for
+        from layerkit.optimizing import optimizer_for
+        from layerkit.results import Results
+
+        proof = interpreter_for(target, self.interpreters)
+        own = proof if isinstance(proof, Interpreter) else find_interpreter(target.python_version, self.interpreters)
+        return optimizer_for(target, proof, own, Results(cache_folder() / "results"), self.jobs)
 
     def means(self, target: Target, *, only: Sequence[str] = (), skip: Sequence[str] = ()) -> Means:
         """What checks for ``target`` run with; ConfigurationError for a check or an interpreter that is none."""

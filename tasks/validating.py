@@ -99,7 +99,14 @@ def _checked(
     with progress_of_checks() as tell:
         checked: tuple[Checked, ...] = ()
         if kind != "functions":
-            checked += validate_checkout(project, names, chosen.target, means_for(chosen.target), tell=tell).checked
+            checked += validate_checkout(
+                project,
+                names,
+                chosen.target,
+                means_for(chosen.target),
+                chosen.optimizer(chosen.target),
+                tell=tell,
+            ).checked
         if kind != "layers":
             functions = _functions(project, names if named else None)
             checked += validate_functions(project, functions, means_for, tell=tell).checked
@@ -220,7 +227,7 @@ def status(
     chosen = settings(ctx, runtime=runtime, architecture=architecture)
     project, broken = load_what_loads(chosen.root, chosen.default_target)
     targets = (chosen.target,) if runtime or architecture else (chosen.target, *built_targets(project))
-    found = [standing for target in targets for standing in standings(project, broken, target)]
+    found = [standing for target in targets for standing in standings(project, broken, target, chosen.optimizer(target))]
     document: dict[str, Any] = {"schema": 1, "layers": [_standing_document(standing) for standing in found]}
     if graph:
         document["mermaid"] = mermaid(project.layers)

@@ -54,6 +54,14 @@ def import_module(request: dict[str, Any]) -> dict[str, Any]:
     return {"seconds": round(time.perf_counter() - started, 3)}
 
 
+def load_order(request: dict[str, Any]) -> dict[str, Any]:
+    """The files below ``tree`` that an import loads, in the order in which it begins with them."""
+    importlib.import_module(request["module"])
+    root = request["tree"] + os.sep
+    files = [getattr(module, "__file__", None) for module in list(sys.modules.values())]
+    return {"answer": [file[len(root) :] for file in files if isinstance(file, str) and file.startswith(root)]}
+
+
 class Context:
     """What Lambda passes as the context, as far as it is the same everywhere."""
 
@@ -103,9 +111,11 @@ def main() -> None:
     own = os.getpid()
     sys.argv[1:] = []
     limit(request["memory"])
+    if request.get("bytecode"):
+        sys.pycache_prefix = request["bytecode"]
     set_path(request["paths"])
     try:
-        answer = {"import": import_module, "handler": call_handler}[request["do"]](request)
+        answer = {"import": import_module, "handler": call_handler, "loads": load_order}[request["do"]](request)
     except BaseException as error:  # noqa: BLE001  (a module may raise anything at all, SystemExit included)
         answer = {"failure": failure(error, request["paths"])}
     if os.getpid() == own:  # not in a child that the module has forked

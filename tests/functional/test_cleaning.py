@@ -8,6 +8,7 @@ import subprocess
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import compress, product
 from pathlib import Path
 from typing import Any
@@ -20,10 +21,11 @@ from layerkit.cleaning import CleanStep, apply_clean, plan_clean
 from layerkit.errors import ConfigurationError, ExternalError, Incomplete
 from layerkit.files import checkout_lock
 from layerkit.manifests import render_manifest
-from layerkit.model import Artifact, Manifest, OwnCode, Target, Tree
+from layerkit.model import Target
 from tests.support.checkouts import TARGET, Checkout
 from tests.support.index import Index
 from tests.support.wheels import make_wheel
+from tests.unit.test_manifests import MANIFEST
 
 ARM = Target("python3.12", "arm64")
 
@@ -36,20 +38,8 @@ def put(root: Path, *paths: str, content: str = "content") -> None:
 
 def put_manifest(root: Path, layer: str, *, named: str = "", tree: str = "") -> None:
     """A manifest of ``layer`` for TARGET in dist/, under its own name or as that of the layer ``named``."""
-    tree = tree or f"layers/{layer}/python"
-    manifest = Manifest(
-        layer=layer,
-        target=TARGET,
-        inputs="1" * 64,
-        depends_on={},
-        distributions=(),
-        own_code=OwnCode(0, 0),
-        tree=Tree(tree, "2" * 64, 0, 0, ()),
-        zip=Artifact(f"dist/{layer}-{TARGET}.zip", "3" * 64, 0),
-        tools={},
-        notes=(),
-        built="2026-11-25T00:00:00+00:00",
-    )
+    manifest = replace(MANIFEST, layer=layer, target=TARGET)
+    manifest = replace(manifest, tree=replace(manifest.tree, path=tree or f"layers/{layer}/python"))
     put(root, f"dist/{named or layer}-{TARGET}.json", content=render_manifest(manifest))
 
 

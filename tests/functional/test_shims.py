@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -230,3 +232,28 @@ def test_a_real_list_of_tasks_is_understood(clone: Path, monkeypatch: pytest.Mon
     assert (missing.returncode, missing.stdout) == (2, "")
     assert missing.stderr.startswith("build.sh: there is no task 'build' yet.\n")
     assert call(clone / "scripts", "manage-layers.sh", "clean").returncode == 0
+
+
+# ---- the chapter on troubleshooting, which says what to type ----
+
+CHAPTER = (REPOSITORY / "docs" / "troubleshooting.md").read_text()
+
+
+def test_its_commands_are_tasks_with_these_flags() -> None:
+    commands = re.findall(r"`inv ([a-z-]+)([^`]*)`", CHAPTER)
+    assert {"doctor", "status", "validate", "clean", "lock", "build"} <= {name for name, _ in commands}
+    for name, rest in commands:
+        known = {f"--{spelling}" for argument in ns.tasks[name].get_arguments() for spelling in argument.names}
+        assert set(re.findall(r"--[a-z-]+", rest)) <= known, f"inv {name}{rest}"
+
+
+def test_its_symptoms_are_what_is_printed() -> None:
+    sources = [*(REPOSITORY / "layerkit").glob("*.py"), *(REPOSITORY / "tasks").glob("*.py")]
+    nodes = [node for path in sources for node in ast.walk(ast.parse(path.read_text()))]
+    written = [node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)]
+    blocks = "".join(re.findall(r"```text\n(.*?)```", CHAPTER, re.DOTALL))
+    # Between what differs, a message is made of pieces; those of a few words may come from anywhere.
+    pieces = [piece.split() for piece in re.split(r"<[^>]*>|[:;()\[\]\n]", blocks) if "ModuleNotFound" not in piece]
+    begins = {" ".join(words[:4]) for words in pieces if len(words) > 3}
+    assert len(begins) > 10
+    assert {begin for begin in begins if not any(begin in one for one in written)} == set()

@@ -92,6 +92,30 @@ def test_a_missing_dependency_that_another_layer_has(checkout: Checkout, index: 
     assert messages(checkout.validate("web")) == []
 
 
+def test_a_missing_part_of_a_namespace_is_from_another_distribution(checkout: Checkout, index: Index) -> None:
+    make_wheel(index.folder, "space-two", "1.0", files={"space/two.py": ""})
+    checkout.layer("base", "space-two\n")
+    make_wheel(index.folder, "space-one", "1.0", files={"space/one.py": "import space.two\n"})
+    checkout.layer("web", "space-one\n")
+    checkout.lock(HERE)
+    checkout.build(target=HERE)
+    (finding,) = one(checkout.validate("web"), "imports").findings
+    assert finding.hint == 'space-two is in the layer base: add depends_on = ["base"] to layers/web/layer.toml.'
+
+
+def test_a_module_that_its_distribution_does_not_have(checkout: Checkout, index: Index) -> None:
+    built(checkout, index, {"thing/__init__.py": "import thing.inner\n"})
+    (finding,) = one(checkout.validate(), "imports").findings
+    assert finding.hint == "thing in web has no thing.inner: another version of it may."
+
+
+def test_a_module_that_has_gone_from_its_distribution(checkout: Checkout, index: Index) -> None:
+    built(checkout, index, {"thing/__init__.py": "import thing.inner\n", "thing/inner.py": ""})
+    (checkout.project.tree_path("web", HERE) / "thing" / "inner.py").unlink()
+    (finding,) = one(checkout.validate(), "imports").findings
+    assert finding.hint.startswith("thing in web is there, but not whole: Build it again")
+
+
 def test_a_requirement_that_nobody_installed(checkout: Checkout, index: Index) -> None:
     """A transitive dependency that is declared and missing, as after a lock edited by hand."""
     make_wheel(index.folder, "helper", "1.0", files={"helper.py": ""})

@@ -117,7 +117,9 @@ def test_one_of_another_kind_or_key_is_none(results: Results, kind: str, key: st
     assert results.get(kind, key) is None
 
 
-@pytest.mark.parametrize("content", [b"", b"null", b"[]", b'"text"', b"{}", b'{"result": 1}', b"\xff\xfe", b"[" * 99_999])
+@pytest.mark.parametrize(
+    "content", [b"", b"null", b"[]", b'"text"', b"{}", b'{"result": 1}', b"\xff\xfe", b"[" * 99_999]
+)
 def test_any_other_content_is_none(results: Results, content: bytes) -> None:
     results.put("imports", KEY, RESULT)
     file_of(results).write_bytes(content)

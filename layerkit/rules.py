@@ -1,0 +1,265 @@
+"""What may go from a layer: named proposals, each with why it should be safe. None is trusted: an oracle decides.
+
+A rule looks at the files of distributions, by path, and names those that it would remove. The modules among them are
+its subject: they need not import afterwards, unless a module outside of every subject imports them. The layer's own
+code is never looked at, and ``keep`` patterns go before every rule.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path, PurePosixPath
+
+from layerkit.errors import ConfigurationError
+from layerkit.model import Optimization
+from layerkit.sensitive import secrets_in
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A proposal; ``finds`` gives the paths it would remove, from all paths of a tree and the tree itself."""
+
+    name: str
+    removes: str
+    because: str
+    finds: Callable[[Sequence[str], Path], Iterable[str]]
+    default: bool = True
+    stubs: bool = False
+    """Whether a removed package is replaced by one that says why it is gone."""
+    unproven: bool = False
+    """Whether it is safe where nothing can be tried: it touches nothing that Python on Linux could load or read."""
+
+
+def _inside(folders: Iterable[str]) -> Callable[[Sequence[str], Path], Iterable[str]]:
+    names = frozenset(folders)
+    return lambda paths, tree: [path for path in paths if names.intersection(path.split("/")[:-1])]
+
+
+def _ending(*endings: str) -> Callable[[Sequence[str], Path], Iterable[str]]:
+    return lambda paths, tree: [path for path in paths if path.endswith(endings)]
+
+
+def _tests(paths: Sequence[str], tree: Path) -> Iterable[str]:
+    inside = _inside(("tests", "test"))(paths, tree)
+    return [*inside, *(path for path in paths if PurePosixPath(path).name == "conftest.py")]
+
+
+_DOCUMENTATION = frozenset(("doc", "docs", "examples", "example"))
+
+
+def _documentation(paths: Sequence[str], tree: Path) -> Iterable[str]:
+    # A folder of that name with modules in it may well be imported (botocore.docs is), so modules stay.
+    for path in paths:
+        if path.endswith((".rst", ".md")):
+            yield path
+        elif _DOCUMENTATION.intersection(path.split("/")[:-1]) and not path.endswith((".py", ".so")):
+            yield path
+
+
+def _private_keys(paths: Sequence[str], tree: Path) -> Iterable[str]:
+    for path in paths:
+        file = tree / path
+        # Keys are small files that nothing imports; what has code beside a key is for the check `secrets` to tell.
+        if not path.endswith((".py", ".so")) and not file.is_symlink() and file.stat().st_size < 1 << 20:
+            if any(what == "a private key" for what, _ in secrets_in(file.read_bytes())):
+                yield path
+
+
+_BUILD_FILES = (".h", ".hpp", ".hh", ".pxd", ".pxi", ".pyx", ".pyx.tp", ".pxd.tp", ".c", ".cc", ".cpp", ".cu", ".cuh")
+_BUILD_FILES += (".a", ".lib", ".f", ".f90", ".c.src", "meson.build", "CMakeLists.txt", ".cmake", ".pc")
+
+
+def _modules(*names: str) -> Callable[[Sequence[str], Path], Iterable[str]]:
+    """The files of modules and packages by dotted name."""
+    folders = tuple(name.replace(".", "/") + "/" for name in names)
+    files = tuple(name.replace(".", "/") + ".py" for name in names)
+    return lambda paths, tree: [path for path in paths if path.startswith(folders) or path in files]
+
+
+BUILT_IN: tuple[Rule, ...] = (
+    Rule(
+        "tests",
+        "folders called tests or test, and conftest.py",
+        "a package's own tests run where it is developed; what other modules import of them stays",
+        _tests,
+    ),
+    Rule(
+        "documentation",
+        "*.rst, *.md, and what is no module in folders called doc, docs, example or examples",
+        "people read it, programs do not",
+        _documentation,
+    ),
+    Rule(
+        "build-files",
+        "headers, Cython and C sources, static libraries, build descriptions",
+        "they are for compiling against the package, and nothing compiles on Lambda",
+        _ending(*_BUILD_FILES),
+        unproven=True,
+    ),
+    Rule(
+        "type-stubs",
+        "*.pyi and py.typed",
+        "type checkers read them; a package that reads its own at run time keeps them",
+        _ending(".pyi", "/py.typed"),
+    ),
+    Rule(
+        "foreign-platforms",
+        "*.exe, *.dll, *.pyd, *.dylib, *.bat, *.ps1",
+        "launchers and libraries of other systems can't be loaded on Linux",
+        _ending(".exe", ".dll", ".pyd", ".dylib", ".bat", ".ps1"),
+        unproven=True,
+    ),
+    Rule(
+        "private-keys",
+        "files that hold a private key, by content, unless they are code",
+        "a key that everybody can download protects nothing, and test servers do not run on Lambda",
+        _private_keys,
+        unproven=True,
+    ),
+    Rule(
+        "numpy",
+        "numpy.f2py, numpy.distutils",
+        "they compile Fortran and C, which Lambda does not",
+        _modules("numpy.f2py", "numpy.distutils"),
+        default=False,
+        stubs=True,
+    ),
+    Rule(
+        "pandas",
+        "pandas.plotting",
+        "plots need matplotlib, which a layer for data seldom carries",
+        _modules("pandas.plotting"),
+        default=False,
+        stubs=True,
+    ),
+    Rule(
+        "scipy",
+        "scipy.datasets, scipy.io.matlab, scipy.fftpack, scipy.odr, scipy.misc",
+        "data sets are downloaded, and the others are superseded or for files of other programs",
+        _modules("scipy.datasets", "scipy.io.matlab", "scipy.fftpack", "scipy.odr", "scipy.misc"),
+        default=False,
+        stubs=True,
+    ),
+    Rule(
+        "scikit-learn",
+        "sklearn.datasets, sklearn.experimental, sklearn.gaussian_process, sklearn.semi_supervised",
+        "the guide's list: sample data, and modules that few models use",
+        _modules("sklearn.datasets", "sklearn.experimental", "sklearn.gaussian_process", "sklearn.semi_supervised"),
+        default=False,
+        stubs=True,
+    ),
+    Rule(
+        "boto3",
+        "boto3.ec2, and the examples and resource data of boto3",
+        "clients need none of it; whoever uses boto3.resource does",
+        lambda paths, tree: [path for path in paths if path.startswith(("boto3/data/", "boto3/examples/", "boto3/ec2/"))],
+        default=False,
+        stubs=True,
+    ),
+)
+
+_SERVICE_ROOT = "botocore/data/"
+_ALWAYS = frozenset(("sts", "sso", "sso-oidc", "signin"))
+"""Services that getting credentials may need, whatever a function uses."""
+
+
+def services_rule(services: Sequence[str]) -> Rule:
+    """botocore's service data, but for ``services``, those that credentials need, and the files of all services."""
+    kept = {*services, *_ALWAYS}
+
+    def finds(paths: Sequence[str], tree: Path) -> Iterable[str]:
+        known = {path.split("/")[2] for path in paths if path.startswith(_SERVICE_ROOT) and path.count("/") > 2}
+        for service in services:
+            if known and service not in known:
+                raise ConfigurationError(
+                    f"layer.toml: services: botocore has no service called {service!r}.",
+                    "The names are those of boto3.client(NAME).",
+                )
+        for path in paths:
+            parts = path.split("/")
+            if path.startswith(_SERVICE_ROOT) and len(parts) > 3 and parts[2] not in kept:
+                yield path
+
+    listed = ", ".join(services)
+    because = "a client of a service reads its own data only"
+    return Rule("services", f"botocore's data of all services but {listed}", because, finds, default=False)
+
+
+RUNTIME_BOTO3 = ("boto3", "botocore", "s3transfer", "jmespath", "urllib3")
+"""What Lambda's Python runtimes carry themselves; together or not at all, since they fit each other."""
+
+
+def rules_for(options: Optimization) -> tuple[Rule, ...]:
+    """The rules in force for a layer, in the order in which they claim files; ConfigurationError for a stranger."""
+    known = {rule.name: rule for rule in BUILT_IN}
+    for name in (*options.rules, *options.skip_rules):
+        if name not in known and name not in options.removes and name not in ("services", "debug-symbols"):
+            names = ", ".join([*known, "debug-symbols", *options.removes])
+            raise ConfigurationError(f"there is no rule called {name!r}.", f"Rules: {names}.")
+    chosen = [rule for rule in BUILT_IN if rule.default or rule.name in options.rules]
+    if options.services:
+        chosen.append(services_rule(options.services))
+    for name, modules in options.removes.items():
+        chosen.append(Rule(name, ", ".join(modules), "layer.toml says so", _modules(*modules), False, stubs=True))
+    return tuple(rule for rule in chosen if rule.name not in options.skip_rules)
+
+
+def kept(path: str, patterns: Sequence[str]) -> bool:
+    """Whether a ``keep`` pattern covers ``path``: a path, a folder, or a pattern with ``*``."""
+    return any(
+        path == pattern or path.startswith(f"{pattern.rstrip('/')}/") or fnmatchcase(path, pattern)
+        for pattern in patterns
+    )
+
+
+def never(path: str) -> bool:
+    """What no rule may take: metadata of distributions, and bundles of certificates."""
+    return path.partition("/")[0].endswith((".dist-info", ".data")) or PurePosixPath(path).name == "cacert.pem"
+
+
+def propose(
+    rules: Sequence[Rule], paths: Sequence[str], tree: Path, keep: Sequence[str]
+) -> dict[str, tuple[str, ...]]:
+    """What each rule would remove, by name; a path that several would remove is the first one's."""
+    claimed: set[str] = set()
+    found = {}
+    eligible = [path for path in paths if not never(path) and not kept(path, keep)]
+    for rule in rules:
+        own = sorted(set(rule.finds(eligible, tree)) - claimed)
+        claimed.update(own)
+        found[rule.name] = tuple(own)
+    return found
+
+
+def stub(layer: str, rule: str, module: str) -> str:
+    """The source that stands for a removed package: importing it says who removed it and how to get it back."""
+    line = f"keep = [{json.dumps(module.replace('.', '/'))}]"
+    message = (
+        f"No module named {module!r}: the rule {rule!r} left it out of the layer {layer!r}. "
+        f"To get it back, add to layers/{layer}/layer.toml: {line}"
+    )
+    return f"raise ModuleNotFoundError({message!r}, name={module!r})\n"
+
+
+def stubs_for(layer: str, rules: Sequence[Rule], gone: Mapping[str, Iterable[str]]) -> dict[str, str]:
+    """The stubs that stand for what rules with ``stubs`` removed altogether: path -> source.
+
+    ``gone`` are the removed paths by rule. A stub stands for the topmost removed package or module.
+    """
+    made = {}
+    for rule in rules:
+        paths = set(gone.get(rule.name, ()))
+        if not rule.stubs:
+            continue
+        for path in sorted(paths):
+            if not path.endswith(".py") or PurePosixPath(path).name == "__main__.py":
+                continue
+            package = path.endswith("/__init__.py")
+            folder = path.removesuffix("/__init__.py") if package else path.removesuffix(".py")
+            above = folder.rpartition("/")[0]
+            if f"{above}/__init__.py" not in paths:
+                made[path] = stub(layer, rule.name, folder.replace("/", "."))
+    return made
