@@ -18,6 +18,7 @@ from layerkit.files import cache_folder
 from layerkit.installer import uv_version
 from layerkit.interpreters import architecture_here, find_interpreter
 from layerkit.model import MIB, Target
+from layerkit.optimizing import Optimizer
 from layerkit.processes import run
 from layerkit.project import Project
 from layerkit.runtimes import runtimes
@@ -46,14 +47,18 @@ class Diagnosis:
 
 
 def diagnose(
-    project: Project, broken: Mapping[str, LayerkitError], configured: Mapping[str, str], today: date
+    project: Project,
+    broken: Mapping[str, LayerkitError],
+    configured: Mapping[str, str],
+    optimizer: Optimizer,
+    today: date,
 ) -> tuple[Diagnosis, ...]:
     """Everything that can be said without a network; ``configured`` are the configured interpreters by version."""
     return (
         *_interpreters(configured, today),
         *_tools(project.root),
         *_caches(project.root),
-        *_checkout(project, broken),
+        *_checkout(project, broken, optimizer),
         *_credentials(),
     )
 
@@ -125,9 +130,11 @@ def _held(folder: Path) -> tuple[int, int]:
     return files, size
 
 
-def _checkout(project: Project, broken: Mapping[str, LayerkitError]) -> Iterator[Diagnosis]:
+def _checkout(
+    project: Project, broken: Mapping[str, LayerkitError], optimizer: Optimizer
+) -> Iterator[Diagnosis]:
     topic = "checkout"
-    for standing in standings(project, broken, project.default_target):
+    for standing in standings(project, broken, project.default_target, optimizer):
         if standing.state is State.BROKEN:
             yield Diagnosis(topic, standing.name, Condition.PROBLEM, standing.reason, broken[standing.name].hint)
         elif standing.lock not in ("", "current"):

@@ -163,20 +163,24 @@ class _Work:
 
     # ---- deciding ----
 
-    def decide(self, oracle: Oracle) -> _Decision:
-        """What has to stay of the proposals; from earlier results where the content is the same."""
-        key = digest_of(
+    @property
+    def key(self) -> str:
+        """What decisions about this tree are kept by: all that they depend on."""
+        return digest_of(
             RECIPE,
             self.subject.content,
             self.subject.below_content,
             self.optimizer.identity(self.subject.layer),
             {name: list(found) for name, found in self.proposals.items()},
         )
-        known = self.optimizer.results.get("optimizations", key)
+
+    def decide(self, oracle: Oracle) -> _Decision:
+        """What has to stay of the proposals; from earlier results where the content is the same."""
+        known = self.optimizer.results.get("optimizations", self.key)
         if known:
             return _Decision(known["restored"], known["modules"], known["rejected"])
         decision = self._decide(oracle)
-        self.optimizer.results.put("optimizations", key, asdict(decision))
+        self.optimizer.results.put("optimizations", self.key, asdict(decision))
         return decision
 
     def _decide(self, oracle: Oracle) -> _Decision:
@@ -320,12 +324,14 @@ class _Work:
         ]
         kept = self.scratch / "unstripped"
         saved = stripper.strip(self.tree, libraries, kept, self.optimizer.jobs)
-        restored: dict[str, str] = {}
-        if oracle and saved:
-            modules = {name: path for name, path in modules_in(saved).items()}
+        known = self.optimizer.results.get("stripped", self.key)
+        restored: dict[str, str] = known or {}
+        if oracle and saved and known is None:
+            modules = modules_in(saved)
             for name, found in self._sweep(oracle, modules, None).items():
                 if not found.ok and not self._loads_unstripped(oracle, name, modules[name], kept):
                     restored[modules[name]] = name
+            self.optimizer.results.put("stripped", self.key, restored)
         for path in restored:
             os.replace(kept / path, self.tree / path)
             del saved[path]
@@ -376,7 +382,9 @@ class _Work:
         first: list[str] = []
         if oracle:
             declared = self.subject.layer.imports or top_level_modules(self.tree)
-            first = oracle.loads(self.tree, self.subject.below, declared, self._prefix())
+            known: list[str] | None = self.optimizer.results.get("loads", self.key)
+            first = known or oracle.loads(self.tree, self.subject.below, declared, self._prefix())
+            self.optimizer.results.put("loads", self.key, first)
         total = sum((self.tree / path).lstat().st_size for path in _files(self.tree))
         room = self.subject.layer.max_size - total
         budget = room if options.bytecode == "all" else min(room, options.bytecode_budget_mb * MIB)

@@ -108,7 +108,8 @@ class Oracle:
         request = {
             "tree": str(tree),
             "paths": search_path([*below, tree], self.target),
-            "modules": list(modules),
+            # With their packages: what forks off a package that is imported already need not import it again.
+            "modules": sorted({name for module in modules for name in _with_packages(module)}),
             "removed": sorted(going.files),
             "folders_gone": sorted(going.folders),
             "removed_modules": dict(going.modules),
@@ -126,12 +127,15 @@ class Oracle:
             seconds=60 + self.seconds * len(modules),
         )
         found: dict[str, Imported] = {}
+        asked_for = set(modules)
         whole = False
         for line in done.report.splitlines():
             entry: dict[str, Any] = json.loads(line)
             name = entry.pop("module", None)
             if name is None:
                 whole = True
+                continue
+            if name not in asked_for:
                 continue
             touched = entry.pop("touched", ())
             found[name] = Imported(**entry, touched=None if touched is None else tuple(touched))
@@ -179,6 +183,12 @@ class Oracle:
         with ThreadPoolExecutor(max_workers=len(jobs)) as pool:
             list(pool.map(one, [files for files in jobs if files]))
         return {path: file for path, file in made.items() if file.is_file()}
+
+
+def _with_packages(module: str) -> list[str]:
+    """``a.b.c`` -> ``a``, ``a.b``, ``a.b.c``."""
+    parts = module.split(".")
+    return [".".join(parts[: number + 1]) for number in range(len(parts))]
 
 
 def bytecode_path(path: str, release: str) -> str:

@@ -21,7 +21,9 @@ def doctor(ctx: Context, json: bool = False) -> Outcome:
 
     chosen = settings(ctx)
     project, broken = load_what_loads(chosen.root, chosen.default_target)
-    found = diagnose(project, broken, chosen.interpreters, datetime.now(UTC).date())
+    found = diagnose(
+        project, broken, chosen.interpreters, chosen.optimizer(chosen.default_target), datetime.now(UTC).date()
+    )
     document = {
         "schema": 1,
         "diagnoses": [
