@@ -180,9 +180,9 @@ def build(
 ) -> tuple[Built, ...]:
     """Carry out ``plans`` and swap all results in at once; the caller holds the checkout's lock.
 
-    ``optimizer`` is the one that the plans were made with. Before the swap all of them are validated with ``means`` (None: they are not). Raises CheckFailed, with the findings
-    in its message, when that finds an error, and whatever the installer raises; then nothing is swapped in. Layers
-    with an error stay in ``.layerkit/failed``, for looking at.
+    ``optimizer`` is the one that the plans were made with. Before the swap all of them are validated with ``means``
+    (None: they are not). Raises CheckFailed, with the findings in its message, when that finds an error, and whatever
+    the installer raises; then nothing is swapped in. Layers with an error stay in ``.layerkit/failed``, to look at.
     """
     work = project.state / "work" / secrets.token_hex(8)
     staged = work / "staged"
@@ -262,7 +262,9 @@ def _build_all(
             installing = {plan.layer.name: layering.submit(making.install, plan) for plan in building}
             _all_or_first_failure(list(installing.values()))
             futures = [
-                optimized(plan, installing[plan.layer.name], optimizer) if plan in building else layering.submit(one, plan)
+                optimized(plan, installing[plan.layer.name], optimizer)
+                if plan in building
+                else layering.submit(one, plan)
                 for plan in plans
             ]
         else:
@@ -337,7 +339,9 @@ class _Making:
         trees.normalize(tree, target, settled)
         own = OwnCode(0, 0)
         if layer.has_own_code:
-            files, size, digest = trees.add_own_code(self.project.own_code(layer.name), tree, f"layers/{layer.name}/src")
+            files, size, digest = trees.add_own_code(
+                self.project.own_code(layer.name), tree, f"layers/{layer.name}/src"
+            )
             if digest != plan.own_code:
                 raise Incomplete(
                     f"layers/{layer.name}/src was changed while the layer was built, so nothing was put in place.",
@@ -356,9 +360,7 @@ class _Making:
             tuple(self.tree(other) for other in below),
             tuple(self.plans[other].inputs for other in below),
         )
-        optimized = optimize(
-            subject, optimizer, self.scratch(name), lambda phase: self.tell(Progress(name, phase))
-        )
+        optimized = optimize(subject, optimizer, self.scratch(name), lambda phase: self.tell(Progress(name, phase)))
         return replace(installed, optimized=optimized)
 
     def zip(self, plan: LayerPlan, installed: _Installed) -> Built:
@@ -377,7 +379,9 @@ class _Making:
         label = Source(f"layerkit/{layer.name}.json", 0, content=_label(plan))
         written = write_zip(staged / "layer.zip", [*found, label], pool=self.pool, cache=self.cache, advanced=advanced)
 
-        below = {entry.path.removeprefix(f"{TREE}/"): entry.size for entry in written.entries if entry.path != label.path}
+        below = {
+            entry.path.removeprefix(f"{TREE}/"): entry.size for entry in written.entries if entry.path != label.path
+        }
         manifest = Manifest(
             layer=layer.name,
             target=target,
@@ -393,7 +397,9 @@ class _Making:
                 size=sum(below.values()),
                 top=tuple(sorted(os.listdir(tree))),
             ),
-            zip=Artifact(self.project.relative(self.project.zip_path(layer.name, target)), written.sha256, written.size),
+            zip=Artifact(
+                self.project.relative(self.project.zip_path(layer.name, target)), written.sha256, written.size
+            ),
             tools=tools(),
             notes=tuple(
                 f"{path} comes in several distributions; the one of {winner} stays"

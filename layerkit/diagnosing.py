@@ -130,9 +130,7 @@ def _held(folder: Path) -> tuple[int, int]:
     return files, size
 
 
-def _checkout(
-    project: Project, broken: Mapping[str, LayerkitError], optimizer: Optimizer
-) -> Iterator[Diagnosis]:
+def _checkout(project: Project, broken: Mapping[str, LayerkitError], optimizer: Optimizer) -> Iterator[Diagnosis]:
     topic = "checkout"
     for standing in standings(project, broken, project.default_target, optimizer):
         if standing.state is State.BROKEN:

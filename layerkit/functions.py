@@ -163,7 +163,7 @@ def _event(subject: _Subject, means: Means) -> Checked:
         return Checked(check, name, skipped=(Skipped(check, name, reason, hint),))
     hashes = [one.manifest.tree.sha256 for one in subject.layers]
     code = trees.own_code_digest(subject.folder)
-    key = digest_of(RECIPE, hashes, code, function.handler, means.interpreter.version, asdict(means.bounds))
+    key = digest_of(RECIPE, hashes, code, name, function.handler, means.interpreter.version, asdict(means.bounds))
     known: list[list[str]] | None = means.results.get("events", key)
     if known is None:
         outcome = Prober(means.interpreter, means.bounds).call(

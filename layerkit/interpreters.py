@@ -107,8 +107,9 @@ def install_interpreter(version: str) -> str:
     done = run([find_uv_bin(), "python", "install", "--no-progress", version], cwd=Path.home())
     if done.code == 0:
         return ""
-    causes = [line.strip() for line in without_secrets(done.stderr).splitlines() if line.strip()]
-    return causes[-1] if causes else f"uv ended with exit code {done.code}"
+    # uv says what failed and then why, ever deeper; it folds what is long.
+    last = re.split(r"^ *(?:error|cause):", without_secrets(done.stderr), flags=re.MULTILINE)[-1]
+    return " ".join(last.split()) or f"uv ended with exit code {done.code}"
 
 
 def _candidates(version: str) -> Iterator[Path]:

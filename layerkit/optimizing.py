@@ -21,9 +21,9 @@ from typing import Any
 from layerkit import trees
 from layerkit.files import cache_folder
 from layerkit.interpreters import Interpreter, Unavailable
+from layerkit.metadata import top_level_modules
 from layerkit.model import MIB, Layer, Optimized, RuleResult, Target
 from layerkit.oracle import Going, Imported, Oracle, bytecode_path, modules_in
-from layerkit.metadata import top_level_modules
 from layerkit.results import Results, digest_of
 from layerkit.rules import Rule, propose, rules_for, stubs_for
 from layerkit.stripping import Stripper
@@ -235,9 +235,7 @@ class _Work:
             decision.restored.update(dict.fromkeys(sorted(going.files - decision.restored.keys()), name))
             decision.rejected.append(name)
 
-    def _bisect(
-        self, oracle: Oracle, name: str, before: Imported, candidates: Sequence[str], aside: Path
-    ) -> list[str]:
+    def _bisect(self, oracle: Oracle, name: str, before: Imported, candidates: Sequence[str], aside: Path) -> list[str]:
         """Of ``candidates``, all in place, those that have to stay; the others are set aside again."""
         needed: list[str] = []
         pending = [list(candidates)]
@@ -262,9 +260,7 @@ class _Work:
         return self._sweep(oracle, {name: ""}, None)[name].same_as(before)
 
     def _sweep(self, oracle: Oracle, modules: Mapping[str, str], going: Going | None) -> dict[str, Imported]:
-        return oracle.sweep(
-            self.tree, self.subject.below, modules, self.scratch, going=going, bytecode=self._prefix()
-        )
+        return oracle.sweep(self.tree, self.subject.below, modules, self.scratch, going=going, bytecode=self._prefix())
 
     # ---- moving files ----
 
@@ -447,7 +443,7 @@ def _unpack(pack: Path, root: Path) -> bool:
     """Whether there is such a pack that can be believed (each file has a checksum); its files are below ``root``."""
     try:
         with zipfile.ZipFile(pack) as archive:
-            archive.extractall(root)  # noqa: S202  (zipfile keeps what it extracts below the folder)
+            archive.extractall(root)
     except (OSError, zipfile.BadZipFile, ValueError):
         return False
     return True

@@ -69,7 +69,13 @@ class Prober:
             return list(pool.map(lambda pair: one(*pair), wanted))
 
     def loads(
-        self, modules: Sequence[str], tree: Path, trees: Sequence[Path], target: Target, jobs: int, bytecode: Path | None
+        self,
+        modules: Sequence[str],
+        tree: Path,
+        trees: Sequence[Path],
+        target: Target,
+        jobs: int,
+        bytecode: Path | None,
     ) -> list[str]:
         """The files of ``tree`` that importing ``modules`` loads, in load order; a module that fails loads none."""
 

@@ -176,12 +176,23 @@ def refuse_new() -> None:
 
 @contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Hold back Ctrl-C and SIGTERM until the context ends; they take effect then."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    """Hold back Ctrl-C and SIGTERM until the context ends; they take effect then. For the main thread.
+
+    Blocking them would hold them back in this thread only, and another one may be alive (progress on a terminal has
+    one); a handler runs in the main thread, whichever thread gets the signal.
+    """
+    held: list[int] = []
+    before = {number: signal.signal(number, lambda got, _: held.append(got)) for number in _INTERRUPTING}
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        if held:
+            signal.raise_signal(held[0])
+
+
+_INTERRUPTING = (signal.SIGINT, signal.SIGTERM)
 
 
 def without_secrets(text: str) -> str:

@@ -113,7 +113,9 @@ def load_what_loads(root: Path, default_target: Target) -> tuple[Project, dict[s
         except LayerkitError as error:
             # The message begins with the file of the layer whose `depends_on` is wrong.
             name = error.message.split("/")[1]
-            broken[name] = error
+            cause = next((needed for needed in found[name].depends_on if needed in broken), "")
+            message = f"layers/{name}/layer.toml: depends_on names {cause!r}, which can't be read."
+            broken[name] = ConfigurationError(message, f"Mend {cause} first.") if cause else error
             del found[name]
 
 
@@ -143,6 +145,8 @@ def read_layer_toml(path: Path, where: str) -> dict[str, Any]:
         return {}
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigurationError(f"{where}: can't be read: {error.strerror}.") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"{where}: not valid TOML: {error}.") from error
     settings: dict[str, Any] = {}

@@ -52,24 +52,24 @@ _DOCUMENTATION = frozenset(("doc", "docs", "examples", "example"))
 
 def _documentation(paths: Sequence[str], tree: Path) -> Iterable[str]:
     # A folder of that name with modules in it may well be imported (botocore.docs is), so modules stay.
-    for path in paths:
-        if path.endswith((".rst", ".md")):
-            yield path
-        elif _DOCUMENTATION.intersection(path.split("/")[:-1]) and not path.endswith((".py", ".so")):
-            yield path
+    inside = [path for path in _inside(_DOCUMENTATION)(paths, tree) if not path.endswith((".py", ".so"))]
+    return [*_ending(".rst", ".md")(paths, tree), *inside]
 
 
 def _private_keys(paths: Sequence[str], tree: Path) -> Iterable[str]:
     for path in paths:
         file = tree / path
         # Keys are small files that nothing imports; what has code beside a key is for the check `secrets` to tell.
-        if not path.endswith((".py", ".so")) and not file.is_symlink() and file.stat().st_size < 1 << 20:
-            if any(what == "a private key" for what, _ in secrets_in(file.read_bytes())):
-                yield path
+        if path.endswith((".py", ".so")) or file.is_symlink() or file.stat().st_size > 1 << 20:
+            continue
+        if any(what == "a private key" for what, _ in secrets_in(file.read_bytes())):
+            yield path
 
 
-_BUILD_FILES = (".h", ".hpp", ".hh", ".pxd", ".pxi", ".pyx", ".pyx.tp", ".pxd.tp", ".c", ".cc", ".cpp", ".cu", ".cuh")
-_BUILD_FILES += (".a", ".lib", ".f", ".f90", ".c.src", "meson.build", "CMakeLists.txt", ".cmake", ".pc")
+_BUILD_FILES = (
+    *(".h", ".hpp", ".hh", ".pxd", ".pxi", ".pyx", ".pyx.tp", ".pxd.tp", ".c", ".c.src", ".cc", ".cpp", ".cu", ".cuh"),
+    *(".f", ".f90", ".a", ".lib", ".pc", ".cmake", "/CMakeLists.txt", "/meson.build"),
+)
 
 
 def _modules(*names: str) -> Callable[[Sequence[str], Path], Iterable[str]]:
@@ -155,7 +155,9 @@ BUILT_IN: tuple[Rule, ...] = (
         "boto3",
         "boto3.ec2, and the examples and resource data of boto3",
         "clients need none of it; whoever uses boto3.resource does",
-        lambda paths, tree: [path for path in paths if path.startswith(("boto3/data/", "boto3/examples/", "boto3/ec2/"))],
+        lambda paths, tree: [
+            path for path in paths if path.startswith(("boto3/data/", "boto3/examples/", "boto3/ec2/"))
+        ],
         default=False,
         stubs=True,
     ),
@@ -170,7 +172,7 @@ def services_rule(services: Sequence[str]) -> Rule:
     """botocore's service data, but for ``services``, those that credentials need, and the files of all services."""
     kept = {*services, *_ALWAYS}
 
-    def finds(paths: Sequence[str], tree: Path) -> Iterable[str]:
+    def finds(paths: Sequence[str], _tree: Path) -> Iterable[str]:
         known = {path.split("/")[2] for path in paths if path.startswith(_SERVICE_ROOT) and path.count("/") > 2}
         for service in services:
             if known and service not in known:
@@ -203,7 +205,9 @@ def rules_for(options: Optimization) -> tuple[Rule, ...]:
     if options.services:
         chosen.append(services_rule(options.services))
     for name, modules in options.removes.items():
-        chosen.append(Rule(name, ", ".join(modules), "layer.toml says so", _modules(*modules), False, stubs=True))
+        chosen.append(
+            Rule(name, ", ".join(modules), "layer.toml says so", _modules(*modules), default=False, stubs=True)
+        )
     return tuple(rule for rule in chosen if rule.name not in options.skip_rules)
 
 
@@ -220,9 +224,7 @@ def never(path: str) -> bool:
     return path.partition("/")[0].endswith((".dist-info", ".data")) or PurePosixPath(path).name == "cacert.pem"
 
 
-def propose(
-    rules: Sequence[Rule], paths: Sequence[str], tree: Path, keep: Sequence[str]
-) -> dict[str, tuple[str, ...]]:
+def propose(rules: Sequence[Rule], paths: Sequence[str], tree: Path, keep: Sequence[str]) -> dict[str, tuple[str, ...]]:
     """What each rule would remove, by name; a path that several would remove is the first one's."""
     claimed: set[str] = set()
     found = {}

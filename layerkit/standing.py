@@ -21,6 +21,7 @@ from layerkit.manifests import read_manifest
 from layerkit.model import Checked, Finding, Layer, Layers, Manifest, Report, Severity, Skipped, Target
 from layerkit.optimizing import Optimizer
 from layerkit.project import Project
+from layerkit.runtimes import runtimes
 from layerkit.validating import Means, validate_layers
 
 
@@ -130,12 +131,12 @@ def outdated(
 
 
 def built_targets(project: Project) -> tuple[Target, ...]:
-    """The targets other than the default one that some layer has a manifest for."""
+    """The targets other than the default one that some layer has a manifest for, where Lambda still has them."""
     pattern = re.compile(r"(?P<layer>.+)-(?P<runtime>python3\.\d+)-(?P<architecture>x86_64|arm64)\.json")
     found = set()
     for path in (project.root / "dist").glob("*.json"):
         match = pattern.fullmatch(path.name)
-        if match and match["layer"] in project.layers:
+        if match and match["layer"] in project.layers and match["runtime"] in runtimes():
             found.add(Target(match["runtime"], match["architecture"]))
     return tuple(sorted(found - {project.default_target}))
 

@@ -68,5 +68,3 @@ def _same_when_loaded(before: Path, after: Path) -> bool:
         return elf is not None and elf.aligned and loaded_parts(old) == loaded_parts(new)
     except BrokenElf:
         return False
-
-

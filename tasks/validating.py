@@ -56,11 +56,15 @@ def validate(
     json: bool = False,
 ) -> Outcome:
     """Check that what is built works on Lambda: sizes, contents, agreement, imports, functions."""
+    from layerkit.validating import check_names
+
     if list_checks:
         return _list_checks()
     chosen = settings(ctx, runtime=runtime, architecture=architecture, jobs=jobs)
     if target is not None and target not in TARGETS:
         raise ConfigurationError(f"--target: {target!r} is neither layers nor functions.")
+    check_names(only or (), "--only")  # also where nothing is there to check
+    check_names(skip or (), "--skip")
 
     @cache
     def means_for(of: Target) -> Means:
@@ -227,7 +231,9 @@ def status(
     chosen = settings(ctx, runtime=runtime, architecture=architecture)
     project, broken = load_what_loads(chosen.root, chosen.default_target)
     targets = (chosen.target,) if runtime or architecture else (chosen.target, *built_targets(project))
-    found = [standing for target in targets for standing in standings(project, broken, target, chosen.optimizer(target))]
+    found = [
+        standing for target in targets for standing in standings(project, broken, target, chosen.optimizer(target))
+    ]
     document: dict[str, Any] = {"schema": 1, "layers": [_standing_document(standing) for standing in found]}
     if graph:
         document["mermaid"] = mermaid(project.layers)

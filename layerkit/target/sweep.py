@@ -26,7 +26,10 @@ import signal
 import site
 import sys
 import time
-from typing import Any, Callable
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 REPORT = -1
 REQUEST: dict[str, Any] = {}
@@ -78,7 +81,7 @@ def listed(path: Any) -> None:
 
 def from_import_system() -> bool:
     frame = sys._getframe(2)
-    return frame is not None and "importlib._bootstrap" in frame.f_code.co_filename
+    return "importlib._bootstrap" in frame.f_code.co_filename
 
 
 def hook(event: str, arguments: tuple[Any, ...]) -> None:

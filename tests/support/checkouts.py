@@ -15,9 +15,10 @@ from typing import Any
 from layerkit.building import Built, build, plan_build
 from layerkit.files import cache_folder
 from layerkit.installer import Uv
-from layerkit.interpreters import architecture_here, interpreter_for
+from layerkit.interpreters import Interpreter, architecture_here, interpreter_for
 from layerkit.locking import lock
 from layerkit.model import LockChange, Report, Target
+from layerkit.optimizing import Optimizer, optimizer_for
 from layerkit.probing import Bounds
 from layerkit.project import Project, load_project
 from layerkit.results import Results
@@ -82,10 +83,17 @@ class Checkout:
         interpreter = interpreter_for(target, {VERSION: sys.executable})
         return Means(interpreter, Results(cache_folder() / "results"), 2, **options)
 
+    def optimizer(self, target: Target = HERE) -> Optimizer:
+        """What layers are optimized with: this Python, as above."""
+        proof = interpreter_for(target, {VERSION: sys.executable})
+        own = proof if isinstance(proof, Interpreter) else None
+        return optimizer_for(target, proof, own, Results(cache_folder() / "results"), 2)
+
     def validate(self, *names: str, target: Target = HERE, **options: Any) -> Report:
         """Run the layer checks in this process on what is built."""
         project = self.project
-        return validate_checkout(project, project.selected(names), target, self.means(target, **options))
+        means = self.means(target, **options)
+        return validate_checkout(project, project.selected(names), target, means, self.optimizer(target))
 
     def versions(self, name: str, target: Target = TARGET) -> dict[str, str]:
         """What a layer's lock has: distribution -> version."""

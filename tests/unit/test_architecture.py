@@ -13,14 +13,18 @@ ROOT = Path(__file__).parents[2]
 
 # What each module of layerkit may import of layerkit, from the bottom up. A new module goes here with a thought.
 LAYERS = [
-    {"errors"},
-    {"model"},
-    {"runtimes", "elf", "processes", "files", "manifests", "template"},
-    {"interpreters", "installer", "project", "archiving", "validating"},
-    {"trees", "locking", "creating", "cleaning"},
+    {"errors", "elf", "sensitive"},
+    {"model", "processes", "files", "contents"},
+    {"runtimes", "manifests", "results", "interpreters", "archiving", "stripping", "rules", "template"},
+    {"project", "installer", "probing", "trees"},
+    {"locking", "metadata", "builds", "cleaning", "creating"},
+    {"validating", "oracle"},
+    {"optimizing", "functions"},
     {"building"},
+    {"standing"},
+    {"diagnosing"},
 ]
-HEAVY = {"boto3", "rich", "jinja2", "humanize", "deflate", "uv", "pip_audit", "layerkit.building"}
+HEAVY = {"boto3", "rich", "jinja2", "humanize", "deflate", "uv", "pip_audit", "elftools", "layerkit.building"}
 
 
 def imports(path: Path) -> set[str]:

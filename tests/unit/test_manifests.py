@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from layerkit.manifests import manifest_document, parse_manifest, read_manifest, render_manifest
-from layerkit.model import Artifact, Distribution, Manifest, OwnCode, Target, Tree
+from layerkit.model import Artifact, Distribution, Manifest, Optimized, OwnCode, RuleResult, Target, Tree
 
 MANIFEST = Manifest(
     layer="web",
@@ -19,6 +20,14 @@ MANIFEST = Manifest(
     depends_on={"core": "2" * 64},
     distributions=(Distribution("six", "1.17.0", ("3" * 64,), 4, 1234),),
     own_code=OwnCode(1, 10),
+    optimized=Optimized(
+        rules=(RuleResult("tests", "narrowed", 3, 400, {"six/tests/base.py": "six.testing"}),),
+        modules=7,
+        unverified="",
+        bytecode_files=2,
+        bytecode_size=90,
+        interpreter="3.13.0 (main)",
+    ),
     tree=Tree("layers/web/python", "4" * 64, 5, 1244, ("six.py", "web.py")),
     zip=Artifact("dist/web.zip", "5" * 64, 700),
     tools={"uv": "0.13.9"},
@@ -29,9 +38,11 @@ MANIFEST = Manifest(
 
 def test_what_is_written_is_read_back() -> None:
     assert parse_manifest(render_manifest(MANIFEST)) == MANIFEST
+    plain = replace(MANIFEST, optimized=None)
+    assert parse_manifest(render_manifest(plain)) == plain
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"schema": 2}', '{"schema": 1, "layer": "web"}', "null"])
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"schema": 1}', '{"schema": 2, "layer": "web"}', "null"])
 def test_anything_else_is_no_manifest(tmp_path: Path, text: str) -> None:
     (tmp_path / "web.json").write_text(text)
     assert read_manifest(tmp_path / "web.json") is None
@@ -42,7 +53,7 @@ def keys(document: Any, prefix: str = "") -> set[str]:
     if isinstance(document, dict):
         found: set[str] = set()
         for key, value in document.items():
-            open_ended = prefix in ("depends_on.", "tools.")
+            open_ended = prefix in ("depends_on.", "tools.", "optimized.rules.restored.")
             found |= set() if open_ended else {prefix + key} | keys(value, f"{prefix}{key}.")
         return found
     if isinstance(document, list) and document:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+from collections.abc import Callable
 from hashlib import sha512
 from pathlib import Path
 
@@ -48,7 +49,7 @@ KEYS = {
     "PGP with a version": armored("PGP PRIVATE KEY BLOCK", headers="Version: GnuPG v2\nComment: mine\n\n"),
 }
 
-FORMS = {
+FORMS: dict[str, Callable[[str], str]] = {
     "Windows": lambda text: text.replace("\n", "\r\n"),
     "indented": lambda text: "".join(f"    {line}\n" for line in text.splitlines()),
     "JSON": lambda text: json.dumps({"type": "service_account", "private_key": text}),
