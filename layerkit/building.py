@@ -176,9 +176,12 @@ def build(
     jobs: int,
     means: Means | None,
     optimizer: Optimizer | None = None,
+    let_in: bool = True,
     tell: Callable[[Progress], None] = lambda progress: None,
 ) -> tuple[Built, ...]:
     """Carry out ``plans`` and swap all results in at once; the caller holds the checkout's lock.
+
+    Without ``let_in`` everything is done but the swap, so that nothing is changed.
 
     ``optimizer`` is the one that the plans were made with. Before the swap all of them are validated with ``means``
     (None: they are not). Raises CheckFailed, with the findings in its message, when that finds an error, and whatever
@@ -191,6 +194,8 @@ def build(
         built = _build_all(project, plans, work, uv, jobs, optimizer, tell)
         if means:
             built = _validated(project, built, staged, means, tell)
+        if not let_in:
+            return built
         if any(staged.iterdir()):
             for result in built:
                 if result.plan.action is not Action.NOTHING:

@@ -25,7 +25,7 @@ from layerkit.metadata import top_level_modules
 from layerkit.model import MIB, Layer, Optimized, RuleResult, Target
 from layerkit.oracle import Going, Imported, Oracle, bytecode_path, modules_in
 from layerkit.results import Results, digest_of
-from layerkit.rules import Rule, propose, rules_for, stubs_for
+from layerkit.rules import Rule, check_services, propose, rules_for, stubs_for
 from layerkit.stripping import Stripper
 
 RECIPE = 1
@@ -97,6 +97,7 @@ def optimize(
     unverified = "" if oracle else optimizer.proof.reason if isinstance(optimizer.proof, Unavailable) else ""
     if not oracle:
         rules = tuple(rule for rule in rules if rule.unproven)
+    check_services(layer.optimization.services, own)
     proposals = propose(rules, own, subject.tree, layer.optimization.keep)
     sizes = {path: (subject.tree / path).lstat().st_size for found in proposals.values() for path in found}
     work = _Work(subject, optimizer, rules, proposals, scratch, tell)
@@ -227,6 +228,10 @@ class _Work:
                 decision.rejected.append(name)
                 return
             needed = self._bisect(oracle, name, suspects[name], candidates, aside)
+            # Without its __init__.py a package would be a namespace, which is more than the import can tell.
+            inits = {f"{folder}/__init__.py" for path in needed for folder in _above(path)} & going.files
+            needed = sorted({*needed, *inits})
+            self._put_back(needed, aside)
             decision.restored.update(dict.fromkeys(needed, name))
         left = self._failing(oracle, suspects, failing)
         if left:

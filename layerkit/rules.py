@@ -14,7 +14,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 
 from layerkit.errors import ConfigurationError
-from layerkit.model import Optimization
+from layerkit.model import Optimization, RuleResult
 from layerkit.sensitive import secrets_in
 
 
@@ -173,13 +173,6 @@ def services_rule(services: Sequence[str]) -> Rule:
     kept = {*services, *_ALWAYS}
 
     def finds(paths: Sequence[str], _tree: Path) -> Iterable[str]:
-        known = {path.split("/")[2] for path in paths if path.startswith(_SERVICE_ROOT) and path.count("/") > 2}
-        for service in services:
-            if known and service not in known:
-                raise ConfigurationError(
-                    f"layer.toml: services: botocore has no service called {service!r}.",
-                    "The names are those of boto3.client(NAME).",
-                )
         for path in paths:
             parts = path.split("/")
             if path.startswith(_SERVICE_ROOT) and len(parts) > 3 and parts[2] not in kept:
@@ -190,8 +183,15 @@ def services_rule(services: Sequence[str]) -> Rule:
     return Rule("services", f"botocore's data of all services but {listed}", because, finds, default=False)
 
 
-RUNTIME_BOTO3 = ("boto3", "botocore", "s3transfer", "jmespath", "urllib3")
-"""What Lambda's Python runtimes carry themselves; together or not at all, since they fit each other."""
+def check_services(services: Sequence[str], paths: Iterable[str]) -> None:
+    """ConfigurationError for a service that the botocore among ``paths`` does not have."""
+    known = {path.split("/")[2] for path in paths if path.startswith(_SERVICE_ROOT) and path.count("/") > 2}
+    for service in services:
+        if known and service not in known:
+            raise ConfigurationError(
+                f"layer.toml: services: botocore has no service called {service!r}.",
+                "The names are those of boto3.client(NAME).",
+            )
 
 
 def rules_for(options: Optimization) -> tuple[Rule, ...]:
@@ -234,6 +234,22 @@ def propose(rules: Sequence[Rule], paths: Sequence[str], tree: Path, keep: Seque
         claimed.update(own)
         found[rule.name] = tuple(own)
     return found
+
+
+def explain(path: str, tree: Path, options: Optimization, results: Sequence[RuleResult]) -> str:
+    """Why a file is in a built tree or not: ``results`` are those of its build."""
+    for result in results:
+        if path in result.restored:
+            return f"it stays, though the rule {result.rule} proposes it: import {result.restored[path]} needs it"
+    if (tree / path).exists():
+        if kept(path, options.keep):
+            return "it stays: a keep pattern in layer.toml covers it"
+        return "it stays: no rule may take it" if never(path) else "it is there: no rule in force proposes it"
+    # What went by content can't be told from what never was there.
+    claiming = [rule for rule in rules_for(options) if rule.name != "private-keys" and path in rule.finds([path], tree)]
+    if claiming:
+        return f"it is not there: the rule {claiming[0].name} takes files like it"
+    return "it is not there, and no rule takes files like it"
 
 
 def stub(layer: str, rule: str, module: str) -> str:

@@ -32,7 +32,7 @@ JSON = "print one JSON document on stdout and nothing else there"
 
 
 @contextmanager
-def _changing(chosen: Settings, purpose: str) -> Iterator[Project]:
+def changing(chosen: Settings, purpose: str) -> Iterator[Project]:
     """The checkout, locked against a second process, with whatever was half put in place finished first."""
     from layerkit.building import clear_work, finish_swap
     from layerkit.files import checkout_lock
@@ -154,7 +154,7 @@ def lock(
 
         return Outcome({"schema": 1, "current": not reasons, "stale": reasons}, show_check, 3 if reasons else 0)
 
-    with _changing(chosen, "inv lock") as project:
+    with changing(chosen, "inv lock") as project:
         targets = (chosen.target,) if runtime or architecture else locked_targets(project)
         if not _of_any_target(project, targets, layer or ()):
             raise ConfigurationError("there is no layer to lock.", "Make one: inv new --layer NAME")
@@ -270,9 +270,9 @@ def build(
         raise ConfigurationError("--skip-validation and --require-verified exclude each other.")
     _check_dates(chosen.target, allow_blocked_runtime)
     means = None if skip_validation else _means(chosen)
-    with _changing(chosen, "inv build") as project:
+    with changing(chosen, "inv build") as project:
         names = for_target(project, chosen.target, layer or ())
-        _lock_first(project, chosen.target, names, locked)
+        lock_first(project, chosen.target, names, locked)
         optimizer = None if skip_optimization else chosen.optimizer(chosen.target)
         plans = plan_build(project, chosen.target, names, optimizer=optimizer, force=clean)
         if verbose:
@@ -332,7 +332,7 @@ def for_target(project: Project, target: Target, named: Sequence[str]) -> tuple[
     return tuple(names)
 
 
-def _lock_first(project: Project, target: Target, names: Sequence[str], locked: bool) -> None:
+def lock_first(project: Project, target: Target, names: Sequence[str], locked: bool) -> None:
     from layerkit.locking import stale
 
     reasons: dict[str, str] = {}

@@ -112,7 +112,7 @@ def lint(ctx: Context) -> Outcome:
     )
 
 
-BENCHES = ("build",)
+BENCHES = ("build", "validate")
 
 
 @task(

@@ -6,8 +6,9 @@ from .building import build, lock, new
 from .cleaning import clean
 from .developing import bench, lint, test
 from .diagnosing import doctor
+from .optimizing import optimize
 from .settings import DEFAULTS
 from .validating import status, validate
 
-ns = Collection(build, validate, status, clean, doctor, lock, new, test, lint, bench)
+ns = Collection(build, optimize, validate, status, clean, doctor, lock, new, test, lint, bench)
 ns.configure({"layerkit": DEFAULTS})

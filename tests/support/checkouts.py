@@ -73,7 +73,8 @@ class Checkout:
         project = self.project
         force = options.pop("force", False)
         options.setdefault("means", None)
-        plans = plan_build(project, target, project.selected(names), force=force)
+        optimizer = options.get("optimizer")
+        plans = plan_build(project, target, project.selected(names), optimizer=optimizer, force=force)
         results = build(project, plans, uv=Uv(self.root), jobs=2, **options)
         return {result.plan.layer.name: result for result in results}
 

@@ -1,0 +1,207 @@
+"""optimize: what may go from the layers, tried and proven."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from invoke.context import Context
+
+from .building import ARCHITECTURE, JSON, LAYER, RUNTIME, changing, for_target, lock_first
+from .settings import settings
+from .support import Outcome, task
+
+if TYPE_CHECKING:
+    from layerkit.building import Built
+    from layerkit.model import Manifest, Target
+    from layerkit.project import Project
+
+
+@task(
+    iterable=["layer", "rule", "skip_rule"],
+    help={
+        "layer": LAYER,
+        "rule": "also apply this rule, for this once; may be repeated (layer.toml: rules)",
+        "skip_rule": "leave this rule out, for this once; may be repeated (layer.toml: skip_rules)",
+        "runtime": RUNTIME,
+        "architecture": ARCHITECTURE,
+        "dry_run": "propose and prove, and change nothing",
+        "list_rules": "list the rules: what each removes, and why that should be safe",
+        "explain": "say which rule removed this file, or why it stays (a path below python/)",
+        "jobs": "how much to do side by side (default: one for each processor)",
+        "verbose": "name every path that stays because something needs it",
+        "json": JSON,
+    },
+)
+def optimize(
+    ctx: Context,
+    layer: Sequence[str] | None = None,
+    rule: Sequence[str] | None = None,
+    skip_rule: Sequence[str] | None = None,
+    runtime: str | None = None,
+    architecture: str | None = None,
+    dry_run: bool = False,
+    list_rules: bool = False,
+    explain: str | None = None,
+    jobs: int = 0,
+    verbose: bool = False,
+    json: bool = False,
+) -> Outcome:
+    """Make layers smaller and faster to import, proving that nothing which worked stops working."""
+    from layerkit.building import build, plan_build
+    from layerkit.installer import Uv
+
+    from .output import progress
+
+    if list_rules:
+        return _list_rules()
+    chosen = settings(ctx, runtime=runtime, architecture=architecture, jobs=jobs)
+    if explain is not None:
+        return _explain(chosen.project(), chosen.target, layer or (), explain)
+    optimizer = chosen.optimizer(chosen.target)
+    dry_run = dry_run or bool(ctx.config.run.dry)
+    with changing(chosen, "inv optimize") as checkout:
+        project = _with_rules(checkout, rule or (), skip_rule or ())
+        names = for_target(project, chosen.target, layer or ())
+        lock_first(project, chosen.target, names, locked=dry_run)
+        plans = plan_build(project, chosen.target, names, optimizer=optimizer, force=True)
+        with progress(verbose) as tell:
+            built = build(
+                project,
+                plans,
+                uv=Uv(project.root),
+                jobs=chosen.jobs,
+                means=chosen.means(chosen.target),
+                optimizer=optimizer,
+                let_in=not dry_run,
+                tell=tell,
+            )
+    document = {
+        "schema": 1,
+        "target": str(chosen.target),
+        "dry_run": dry_run,
+        "layers": [_document(result.manifest) for result in built],
+    }
+    return Outcome(document, lambda: _show(built, dry_run, verbose))
+
+
+def _with_rules(project: Project, rules: Sequence[str], skipped: Sequence[str]) -> Project:
+    """The project with rules turned on and off in all layers, as the flags say; ConfigurationError for a stranger."""
+    from layerkit.model import Layers
+    from layerkit.rules import rules_for
+
+    layers = []
+    for layer in project.layers.values():
+        options = replace(
+            layer.optimization,
+            rules=(*layer.optimization.rules, *rules),
+            skip_rules=(*layer.optimization.skip_rules, *skipped),
+        )
+        rules_for(options)
+        layers.append(replace(layer, optimization=options))
+    return replace(project, layers=Layers(layers))
+
+
+def _list_rules() -> Outcome:
+    from layerkit.rules import BUILT_IN
+
+    from .output import table
+
+    rows = [
+        (rule.name, "on" if rule.default else "off", rule.removes, rule.because)
+        for rule in sorted(BUILT_IN, key=lambda rule: not rule.default)
+    ]
+    rows.append(
+        (
+            "debug-symbols",
+            "on",
+            "debug symbols of extension modules, never under *.libs",
+            "what is loaded stays byte for byte the same, and each is loaded once; needs a strip tool",
+        )
+    )
+    rows.append(
+        (
+            "services",
+            "off",
+            "botocore's data of the services that layer.toml does not list under `services`",
+            "a client of a service reads its own data only",
+        )
+    )
+    document = [dict(zip(("name", "default", "removes", "because"), row, strict=True)) for row in rows]
+    return Outcome(
+        {"schema": 1, "rules": document},
+        lambda: table("Rules", ("Name", "By default", "Removes", "Why that should be safe"), rows),
+    )
+
+
+def _explain(project: Project, target: Target, named: Sequence[str], path: str) -> Outcome:
+    from layerkit.builds import builds
+    from layerkit.rules import explain
+
+    path = path.removeprefix("python/")
+    found = []
+    built = builds(project, target)
+    for name in project.selected(named):
+        one = built.get(name)
+        if one is None:
+            found.append((name, "there is no build of it"))
+        else:
+            results = one.manifest.optimized.rules if one.manifest.optimized else ()
+            found.append((name, explain(path, one.tree, project.layers[name].optimization, results)))
+    document = {"schema": 1, "path": path, "layers": [{"layer": name, "explanation": why} for name, why in found]}
+    return Outcome(document, lambda: print("\n".join(f"{name}: {path}: {why}" for name, why in found)))
+
+
+def _document(manifest: Manifest) -> dict[str, Any]:
+    from layerkit.manifests import manifest_document
+
+    document = manifest_document(manifest)
+    return {
+        "layer": manifest.layer,
+        "size": manifest.tree.size,
+        "size_before": _before(manifest),
+        "zip_size": manifest.zip.size,
+        "optimized": document["optimized"],
+    }
+
+
+def _before(manifest: Manifest) -> int:
+    """Bytes unzipped as the wheels had them."""
+    done = manifest.optimized
+    return manifest.tree.size + (sum(rule.size for rule in done.rules) - done.bytecode_size if done else 0)
+
+
+def _show(built: Sequence[Built], dry_run: bool, verbose: bool) -> None:
+    from .output import size, table
+
+    rows = []
+    for result in built:
+        manifest = result.manifest
+        if manifest.optimized is None:
+            continue
+        for rule in manifest.optimized.rules:
+            needed = sorted(set(rule.restored.values()))
+            why = f"{len(rule.restored)} files stay: import {', '.join(needed[:3])}" if needed else ""
+            rows.append((manifest.layer, rule.rule, str(rule.files), size(rule.size), rule.outcome, why))
+    columns = ("Layer", "Rule", "Files", "Saved", "Outcome", "Why")
+    table("Optimization, a dry run" if dry_run else "Optimization", columns, rows, right=("Files", "Saved"))
+    if verbose:
+        for result in built:
+            for rule in result.manifest.optimized.rules if result.manifest.optimized else ():
+                for path, needs in rule.restored.items():
+                    print(f"{result.manifest.layer}: {path} stays: import {needs} needs it")
+    for result in built:
+        done = result.manifest.optimized
+        if done is None:
+            continue
+        manifest = result.manifest
+        print(
+            f"{manifest.layer}: {size(_before(manifest))} -> {size(manifest.tree.size)} unzipped, "
+            f"{size(done.bytecode_size)} of it bytecode ({done.bytecode_files} files); "
+            f"{size(manifest.zip.size)} zipped; {done.modules} modules import as before."
+        )
+        if done.unverified:
+            print(f"  not proven: {done.unverified}; only what needs no proof was done")
+    if dry_run:
+        print("Nothing was changed (dry run).")

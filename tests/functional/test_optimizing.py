@@ -1,0 +1,368 @@
+"""Optimizing small layers with this very Python as the oracle: what goes, what stays, that nothing stops working."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import hashlib
+import importlib.util
+import json
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pytest
+
+from layerkit.interpreters import Interpreter
+from layerkit.model import Optimized
+from layerkit.oracle import Oracle, modules_in
+from tests.support.checkouts import FOREIGN, HERE, Checkout
+from tests.support.index import Index
+from tests.support.wheels import make_wheel
+
+KEY = "-----BEGIN PRIVATE KEY-----\n" + "MIIEowIBAAKCAQEAu1SU1LfVLPHCozMxH2Mo4lgOEePzNm0tRgeLezV6ffAt0gun\n" * 4
+TEST_FILES = {"thing/tests/__init__.py": "", "thing/tests/test_it.py": "import thing\n", "thing/tests/data.txt": "data"}
+
+
+def optimized(
+    checkout: Checkout, index: Index, files: Mapping[str, str | bytes], settings: str = "", target: str = ""
+) -> Optimized:
+    """One layer ``web`` with the one distribution ``thing``, built with optimization."""
+    make_wheel(index.folder, "thing", "1.0", files=files)
+    checkout.layer("web", "thing\n", settings)
+    to = FOREIGN if target == "foreign" else HERE
+    checkout.lock(to)
+    built = checkout.build(target=to, optimizer=checkout.optimizer(to))
+    result = built["web"].manifest.optimized
+    assert result is not None
+    return result
+
+
+def tree(checkout: Checkout) -> Path:
+    return checkout.project.tree_path("web", HERE)
+
+
+def files_in(folder: Path) -> set[str]:
+    found = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    return {path for path in found if ".dist-info/" not in path and "__pycache__" not in path}
+
+
+def outcomes(result: Optimized) -> dict[str, str]:
+    return {rule.rule: rule.outcome for rule in result.rules if rule.files or rule.restored}
+
+
+def run(checkout: Checkout, code: str) -> subprocess.CompletedProcess[str]:
+    command = [
+        sys.executable,
+        "-I",
+        "-S",
+        "-B",
+        "-c",
+        f"import sys; sys.path.insert(0, {str(tree(checkout))!r})\n{code}",
+    ]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_what_nothing_needs_goes(checkout: Checkout, index: Index) -> None:
+    files: dict[str, str | bytes] = {
+        "thing/__init__.py": "from . import core\n",
+        "thing/core.py": "X = 1\n",
+        **TEST_FILES,
+        "thing/README.rst": "Thing",
+        "thing/docs/index.txt": "text",
+        "thing/include/thing.h": "int x;",
+        "thing/core.pyi": "X: int",
+        "thing/py.typed": "",
+        "thing/launcher.exe": "MZ",
+        "thing/server.key": KEY,
+        "thing/cacert.pem": KEY.replace("PRIVATE KEY", "CERTIFICATE"),
+    }
+    result = optimized(checkout, index, files)
+    assert files_in(tree(checkout)) == {"thing/__init__.py", "thing/core.py", "thing/cacert.pem"}
+    assert set(outcomes(result).values()) == {"verified"}
+    assert (result.modules, result.unverified) == (2, "")
+    assert {"METADATA", "RECORD", "WHEEL"} <= {path.name for path in (tree(checkout) / "thing-1.0.dist-info").iterdir()}
+
+
+def test_record_says_what_is_there(checkout: Checkout, index: Index) -> None:
+    optimized(checkout, index, {"thing/__init__.py": "X = 1\n", **TEST_FILES})
+    with open(tree(checkout) / "thing-1.0.dist-info" / "RECORD", newline="") as file:
+        rows = {row[0]: row[1] for row in csv.reader(file)}
+    there = {path.relative_to(tree(checkout)).as_posix() for path in tree(checkout).rglob("*") if path.is_file()}
+    assert set(rows) == there
+    for path, digest in rows.items():
+        if digest:
+            content = (tree(checkout) / path).read_bytes()
+            encoded = base64.urlsafe_b64encode(hashlib.sha256(content).digest()).rstrip(b"=").decode()
+            assert digest == f"sha256={encoded}", path
+
+
+def test_a_rule_is_narrowed_to_what_breaks_nothing(checkout: Checkout, index: Index) -> None:
+    files: dict[str, str | bytes] = {
+        "thing/__init__.py": "",
+        "thing/testing.py": "from thing.tests.helpers import help_me\n",
+        "thing/tests/__init__.py": "",
+        "thing/tests/helpers.py": "def help_me(): pass\n",
+        "thing/tests/test_it.py": "",
+        "thing/tests/more/__init__.py": "",
+    }
+    result = optimized(checkout, index, files)
+    (rule,) = [rule for rule in result.rules if rule.rule == "tests"]
+    assert rule.outcome == "narrowed"
+    assert rule.restored == {
+        "thing/tests/__init__.py": "thing.testing",
+        "thing/tests/helpers.py": "thing.testing",
+    }
+    assert files_in(tree(checkout)) == {
+        "thing/__init__.py",
+        "thing/testing.py",
+        "thing/tests/__init__.py",
+        "thing/tests/helpers.py",
+    }
+    explained = checkout.inv(
+        "optimize",
+        "--explain",
+        "thing/tests/helpers.py",
+        "--runtime",
+        HERE.runtime,
+        "--architecture",
+        HERE.architecture,
+    )
+    assert "it stays, though the rule tests proposes it: import thing.testing needs it" in explained.stdout
+
+
+def test_a_rule_whose_every_file_is_needed_is_rejected(checkout: Checkout, index: Index) -> None:
+    read = "import os\nX = open(os.path.join(os.path.dirname(__file__), 'core.pyi')).read()\n"
+    result = optimized(checkout, index, {"thing/__init__.py": read, "thing/core.pyi": "X: int"})
+    (rule,) = [rule for rule in result.rules if rule.rule == "type-stubs"]
+    assert (rule.outcome, rule.files, rule.restored) == ("rejected", 0, {"thing/core.pyi": "thing"})
+
+
+WAYS = {
+    "open": "open(HERE + '/tests/data.txt').read()",
+    "exists": "assert os.path.exists(HERE + '/tests/data.txt')",
+    "the_folder_exists": "assert os.path.isdir(HERE + '/tests')",
+    "stat": "os.stat(HERE + '/tests/data.txt')",
+    "access": "assert os.access(HERE + '/tests/data.txt', os.R_OK)",
+    "listdir": "assert 'tests' in os.listdir(HERE)",
+    "listdir_below": "assert 'data.txt' in os.listdir(HERE + '/tests')",
+    "scandir": "assert 'tests' in [entry.name for entry in os.scandir(HERE)]",
+    "walk": "assert any('tests' in folders for _, folders, _ in os.walk(HERE))",
+    "glob": "import glob; assert glob.glob(HERE + '/*/data.txt')",
+    "iter_modules": "import pkgutil; assert 'tests' in [m.name for m in pkgutil.iter_modules([HERE])]",
+    "find_spec": "import importlib.util; assert importlib.util.find_spec('thing.tests')",
+    "import_module": "import importlib; importlib.import_module('thing.tests.test_it')",
+    "resources": "import importlib.resources as r; assert (r.files('thing') / 'tests' / 'data.txt').read_text()",
+    "get_data": "import pkgutil; assert pkgutil.get_data('thing', 'tests/data.txt')",
+    "pathlib": "import pathlib; assert pathlib.Path(HERE, 'tests', 'data.txt').is_file()",
+    "relative": "os.chdir(HERE); open('tests/data.txt').close()",
+    "optional": "try:\n    import thing.tests.test_it as found\nexcept ImportError:\n    NOT_THERE = True",
+    "names": "globals().update({name.split('.')[0]: 1 for name in os.listdir(HERE)})",
+}
+
+
+@pytest.mark.parametrize("together", [False, True], ids=["alone", "together"])
+def test_what_the_trace_spares_a_full_second_sweep_would_accept(
+    checkout: Checkout, index: Index, together: bool, tmp_path: Path
+) -> None:
+    """Whatever way a module takes to what went, it imports afterwards with the same names, or what it needs stayed."""
+    files: dict[str, str | bytes] = {"thing/__init__.py": "", **TEST_FILES}
+    for name, code in WAYS.items():
+        body = f"import os\nHERE = os.path.dirname(os.path.abspath(__file__))\n{code}\n"
+        files[f"thing/{name}.py"] = body
+    if together:
+        files["thing/everything.py"] = "".join(f"from thing import {name}\n" for name in WAYS if name != "relative")
+    make_wheel(index.folder, "thing", "1.0", files=files)
+    checkout.layer("web", "thing\n")
+    checkout.lock(HERE)
+    checkout.build(target=HERE)
+    proof = checkout.optimizer().proof
+    assert isinstance(proof, Interpreter)
+    oracle = Oracle(proof, HERE, 2)
+    plain = tree(checkout).rename(tmp_path / "plain")
+    modules = modules_in(files_in(plain))
+    outside = {name for name, path in modules.items() if "/tests/" not in path}
+    before = oracle.sweep(plain, [], outside, tmp_path)
+    assert {name for name in outside if not before[name].ok} == set()
+    checkout.build(target=HERE, optimizer=checkout.optimizer())
+    after = oracle.sweep(tree(checkout), [], outside, tmp_path)
+    different = {name for name in outside if not after[name].same_as(before[name])}
+    assert different == set()
+    assert "thing/tests/data.txt" in files_in(tree(checkout))
+
+
+def test_keep_goes_before_every_rule(checkout: Checkout, index: Index) -> None:
+    optimized(checkout, index, {"thing/__init__.py": "", **TEST_FILES}, 'keep = ["thing/tests/*.txt"]\n')
+    assert files_in(tree(checkout)) == {"thing/__init__.py", "thing/tests/data.txt"}
+
+
+def test_own_code_is_left_alone(checkout: Checkout, index: Index) -> None:
+    checkout.layer("web", "thing\n", code={"ours/__init__.py": "", "ours/tests/__init__.py": "", "ours/README.md": ""})
+    optimized(checkout, index, {"thing/__init__.py": "", **TEST_FILES})
+    assert {"ours/tests/__init__.py", "ours/README.md"} <= files_in(tree(checkout))
+    assert "thing/tests/__init__.py" not in files_in(tree(checkout))
+
+
+def test_who_probes_for_a_removed_module_goes_on_working(checkout: Checkout, index: Index) -> None:
+    files: dict[str, str | bytes] = {
+        "thing/__init__.py": "try:\n    from thing import plots\nexcept ImportError:\n    plots = None\n",
+        "thing/plots/__init__.py": "from thing.plots import lines\n",
+        "thing/plots/lines.py": "",
+    }
+    optimized(checkout, index, files, '[remove]\nslim = ["thing.plots"]\n')
+    assert files_in(tree(checkout)) == {"thing/__init__.py", "thing/plots/__init__.py"}
+    assert run(checkout, "import thing; print(thing.plots)").stdout == "None\n"
+
+
+def test_a_stub_stands_for_a_removed_package(checkout: Checkout, index: Index) -> None:
+    files: dict[str, str | bytes] = {
+        "thing/__init__.py": "",
+        "thing/plots/__init__.py": "X = 1\n",
+        "thing/plots/lines.py": "",
+    }
+    optimized(checkout, index, files, '[remove]\nslim = ["thing.plots"]\n')
+    assert files_in(tree(checkout)) == {"thing/__init__.py", "thing/plots/__init__.py"}
+    done = run(
+        checkout, "import thing\ntry:\n    import thing.plots\nexcept ModuleNotFoundError as error: print(error)"
+    )
+    assert "the rule 'slim' left it out of the layer 'web'" in done.stdout
+    assert 'keep = ["thing/plots"]' in done.stdout
+    optimized(checkout, index, files, 'keep = ["thing/plots"]\n[remove]\nslim = ["thing.plots"]\n')
+    assert "thing/plots/lines.py" in files_in(tree(checkout))
+
+
+def test_service_data_by_an_allow_list(checkout: Checkout, index: Index) -> None:
+    data = {f"botocore/data/{name}/2020/service-2.json": "{}" for name in ("s3", "lambda", "sts", "ec2")}
+    files: dict[str, str | bytes] = {"botocore/__init__.py": "", "botocore/data/endpoints.json": "{}", **data}
+    optimized(checkout, index, files, 'services = ["s3"]\n')
+    assert files_in(tree(checkout)) == {
+        "botocore/__init__.py",
+        "botocore/data/endpoints.json",
+        "botocore/data/s3/2020/service-2.json",
+        "botocore/data/sts/2020/service-2.json",
+    }
+
+
+BAD = {
+    "exits": "import sys; sys.exit()",
+    "ends": "import os; os._exit(3)",
+    "crashes": "import os; os.abort()",
+    "forks": "import os\nif os.fork() == 0: os._exit(0)",
+    "prints": "print('x' * 10000)",
+    "reads": "input()",
+    "raises": "class E(BaseException):\n    def __str__(self): raise SystemExit\nraise E",
+}
+
+
+def test_modules_that_misbehave_are_contained(
+    checkout: Checkout, index: Index, capfd: pytest.CaptureFixture[str]
+) -> None:
+    files: dict[str, str | bytes] = {f"thing/{name}.py": f"{code}\n" for name, code in BAD.items()}
+    files |= {"thing/__init__.py": "", "thing/fine.py": "", **TEST_FILES}
+    result = optimized(checkout, index, files)
+    assert result.modules == 4  # thing, fine, and those that fork and print
+    assert capfd.readouterr().out == ""
+    assert "thing/tests/data.txt" not in files_in(tree(checkout))
+
+
+# ---- bytecode ----
+
+
+def test_bytecode_is_valid_where_lambda_mounts_it(checkout: Checkout, index: Index) -> None:
+    result = optimized(checkout, index, {"thing/__init__.py": "from thing import core\n", "thing/core.py": "X = 1\n"})
+    assert result.bytecode_files == 2
+    assert result.interpreter == " ".join(sys.version.split())
+    compiled = Path(importlib.util.cache_from_source(str(tree(checkout) / "thing" / "core.py")))
+    header = compiled.read_bytes()[:16]
+    assert header[:4] == importlib.util.MAGIC_NUMBER
+    assert header[4:8] == b"\x03\x00\x00\x00"  # PEP 552: by hash, and checked
+    assert b"/opt/python/thing/core.py" in compiled.read_bytes()
+    before = compiled.stat()
+    assert run(checkout, "import thing.core; print(thing.core.__cached__)").stdout.strip() == str(compiled)
+    assert compiled.stat() == before
+
+
+def test_what_imports_load_comes_first_and_the_budget_is_kept(checkout: Checkout, index: Index) -> None:
+    big = "".join(f"V{number} = {'x' * 50 + str(number)!r}\n" for number in range(9000))
+    files: dict[str, str | bytes] = {
+        "thing/__init__.py": "import thing.zz_used\n",
+        "thing/aa_unused.py": big,
+        "thing/zz_used.py": big.replace("V", "W"),
+    }
+    result = optimized(checkout, index, files, "bytecode_budget_mb = 1\n")
+    compiled = {path.name.split(".")[0] for path in (tree(checkout) / "thing" / "__pycache__").iterdir()}
+    assert compiled == {"__init__", "zz_used"}
+    assert result.bytecode_size <= 1024 * 1024
+    assert optimized(checkout, index, files, 'bytecode = "off"\n').bytecode_files == 0
+    assert optimized(checkout, index, files, 'bytecode = "all"\n').bytecode_files == 3
+
+
+def test_the_same_bytes_from_two_checkouts_with_nothing_cached(
+    checkout: Checkout, make_checkout: Callable[[str], Checkout], index: Index, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files: dict[str, str | bytes] = {"thing/__init__.py": "def f(a): return {'a': (1, 2, a)}\n", **TEST_FILES}
+    digests = set()
+    for number, one in enumerate((checkout, make_checkout("somewhere else/far away"))):
+        monkeypatch.setenv("LAYERKIT_CACHE_DIR", str(one.root / "cache"))
+        monkeypatch.setenv("PYTHONHASHSEED", str(number))
+        optimized(one, index, files)
+        digests.add(hashlib.sha256(one.project.zip_path("web", HERE).read_bytes()).hexdigest())
+        with zipfile.ZipFile(one.project.zip_path("web", HERE)) as archive:
+            assert [name for name in archive.namelist() if name.endswith(".pyc")]
+    assert len(digests) == 1
+
+
+# ---- what can't be proven ----
+
+
+def test_for_a_foreign_architecture_only_what_needs_no_proof_is_done(checkout: Checkout, index: Index) -> None:
+    files: dict[str, str | bytes] = {"thing/__init__.py": "", "thing/x.h": "", "thing/x.exe": "MZ", **TEST_FILES}
+    result = optimized(checkout, index, files, target="foreign")
+    folder = checkout.project.tree_path("web", FOREIGN)
+    assert files_in(folder) == {"thing/__init__.py", *TEST_FILES}
+    assert result.unverified.startswith("this machine is")
+    assert set(outcomes(result).values()) == {"unproven"}
+
+
+# ---- the task ----
+
+
+def test_a_dry_run_proves_and_changes_nothing(checkout: Checkout, index: Index) -> None:
+    make_wheel(index.folder, "thing", "1.0", files={"thing/__init__.py": "", **TEST_FILES})
+    checkout.layer("web", "thing\n")
+    checkout.lock(HERE)
+    before = checkout.snapshot()
+    words = ["--runtime", HERE.runtime, "--architecture", HERE.architecture]
+    done = checkout.inv("optimize", "--dry-run", *words, env={"INVOKE_LAYERKIT_RUNTIME": HERE.runtime})
+    assert done.returncode == 0, done.stderr
+    assert "Nothing was changed (dry run)." in done.stdout
+    assert checkout.snapshot() == before
+    document = json.loads(checkout.inv("optimize", "--json", *words).stdout)
+    rules = {rule["rule"]: rule["files"] for rule in document["layers"][0]["optimized"]["rules"]}
+    assert rules["tests"] == 3
+    assert checkout.snapshot() != before
+
+
+@pytest.mark.parametrize(
+    ("words", "what"),
+    [
+        (["--rule", "nonsense"], "there is no rule called 'nonsense'"),
+        (["--skip-rule", "nonsense"], "there is no rule called 'nonsense'"),
+        (["--layer", "nobody"], "there is no layer called 'nobody'"),
+    ],
+)
+def test_wrong_words(checkout: Checkout, index: Index, words: list[str], what: str) -> None:
+    make_wheel(index.folder, "thing", "1.0")
+    checkout.layer("web", "thing\n")
+    done = checkout.inv("optimize", *words)
+    assert done.returncode == 2
+    assert what in done.stderr
+
+
+def test_the_rules_are_listed(checkout: Checkout) -> None:
+    document = checkout.inv_json("optimize", "--list-rules")
+    named = {rule["name"]: rule for rule in document["rules"]}
+    assert {"tests", "debug-symbols", "services"} <= set(named)
+    assert all(rule["because"] for rule in named.values())
