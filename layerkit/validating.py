@@ -158,7 +158,7 @@ def _checks(
     stack = [built[other] for other in layers if other in built and layers[other].stack == one.layer.stack]
     below = [built[other] for other in layers.dependencies(name) if other in built]
     runs: dict[str, Callable[[], Checked]] = {
-        "size": lambda: Checked("size", name, tuple(_size(one)), detail=_binary(one.manifest.tree.size)),
+        "size": lambda: Checked("size", name, tuple(_size(one)), detail=_of_limit(one)),
         "metadata": lambda: _metadata(one, below, target),
         "versions": lambda: Checked("versions", name, tuple(_versions(one, stack))),
         "files": lambda: Checked("files", name, tuple(_files(one, stack))),
@@ -173,6 +173,12 @@ def _checks(
         runs["secrets"] = lambda: Checked("secrets", name, scan.secrets, detail=files, recorded=scan.recorded)
         runs["elf"] = lambda: _elf(one, scan, below, scans, target)
     return runs
+
+
+def _of_limit(one: BuiltLayer) -> str:
+    """``118.2 of 170 MiB``, with the reason where that is not the usual limit."""
+    reason = f" ({one.layer.limit_reason})" if one.layer.limit_reason else ""
+    return f"{one.manifest.tree.size / MIB:.1f} of {one.layer.max_size_mb} MiB{reason}"
 
 
 def _binary(size: int) -> str:

@@ -210,7 +210,9 @@ def _marked(result: str) -> str:
 
 
 @task(
+    iterable=["layer"],
     help={
+        "layer": LAYER,
         "runtime": "show this runtime only (default: the default target, and every other that something is built for)",
         "architecture": "show this architecture only",
         "graph": "draw how the layers depend on each other, as a tree and as Mermaid",
@@ -219,6 +221,7 @@ def _marked(result: str) -> str:
 )
 def status(
     ctx: Context,
+    layer: Sequence[str] | None = None,
     runtime: str | None = None,
     architecture: str | None = None,
     graph: bool = False,
@@ -231,8 +234,14 @@ def status(
     chosen = settings(ctx, runtime=runtime, architecture=architecture)
     project, broken = load_what_loads(chosen.root, chosen.default_target)
     targets = (chosen.target,) if runtime or architecture else (chosen.target, *built_targets(project))
+    known = [name for name in layer or () if name not in broken]
+    if known:
+        project.selected(known)
     found = [
-        standing for target in targets for standing in standings(project, broken, target, chosen.optimizer(target))
+        standing
+        for target in targets
+        for standing in standings(project, broken, target, chosen.optimizer(target))
+        if not layer or standing.name in layer
     ]
     document: dict[str, Any] = {"schema": 1, "layers": [_standing_document(standing) for standing in found]}
     if graph:

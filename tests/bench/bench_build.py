@@ -145,7 +145,9 @@ class Bench:
 
     def settle(self) -> None:
         """Everything built as the locks have it."""
-        Variant("", self.inv(["build", "--skip-validation"]), lambda: None, self.ours).run(self.project)
+        Variant("", self.inv(["build", "--skip-validation", "--skip-optimization"]), lambda: None, self.ours).run(
+            self.project
+        )
 
 
 def main() -> None:

@@ -40,7 +40,7 @@ def test_a_program_started_after_the_end_has_begun_is_ended_at_once() -> None:
     assert time.monotonic() - started < 30
 
 
-@pytest.mark.parametrize(("ending", "tries"), [("kill -INT $$", 1), ("exit 2", 2)])
+@pytest.mark.parametrize(("ending", "tries"), [("kill -TERM $$", 1), ("exit 2", 2)])
 def test_an_install_that_was_interrupted_is_not_tried_again(tmp_path: Path, ending: str, tries: int) -> None:
     """Ctrl-C reaches uv too, and may do so before this process hears of it."""
     uv = tmp_path / "uv"
