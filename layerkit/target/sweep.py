@@ -89,7 +89,7 @@ def hook(event: str, arguments: tuple[Any, ...]) -> None:
         name = arguments[0]
         if name in MODULES:
             TOUCHED.add(MODULES[name])
-    elif event == "open":
+    elif event in ("open", "ctypes.dlopen"):
         if not isinstance(arguments[0], int):
             touch(arguments[0])
     elif event in ("os.listdir", "os.scandir") and not isinstance(arguments[0], int) and not from_import_system():

@@ -110,7 +110,7 @@ class Checkout:
             env={**os.environ, **self.environment, **options.pop("env", {})},
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=600,
             check=False,
             **options,
         )
