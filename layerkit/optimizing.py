@@ -28,7 +28,7 @@ from layerkit.results import Results, digest_of
 from layerkit.rules import Rule, check_services, propose, rules_for, stubs_for
 from layerkit.stripping import Stripper
 
-RECIPE = 1
+RECIPE = 2
 """Raised whenever the same tree would be optimized otherwise than before."""
 
 
@@ -387,7 +387,8 @@ class _Work:
             first = known or oracle.loads(self.tree, self.subject.below, declared, self._prefix())
             self.optimizer.results.put("loads", self.key, first)
         total = sum((self.tree / path).lstat().st_size for path in _files(self.tree))
-        room = self.subject.layer.max_size - total
+        # A mebibyte stays free, for what RECORD says of the bytecode and for the next version of something.
+        room = self.subject.layer.max_size - total - MIB
         budget = room if options.bytecode == "all" else min(room, options.bytecode_budget_mb * MIB)
         added: dict[str, int] = {}
         spent = 0

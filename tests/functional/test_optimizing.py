@@ -366,3 +366,14 @@ def test_the_rules_are_listed(checkout: Checkout) -> None:
     named = {rule["name"]: rule for rule in document["rules"]}
     assert {"tests", "debug-symbols", "services"} <= set(named)
     assert all(rule["because"] for rule in named.values())
+
+
+def test_bytecode_never_takes_a_layer_over_its_limit(checkout: Checkout, index: Index) -> None:
+    source = "".join(f"V{number} = {'x' * 80 + str(number)!r}\n" for number in range(8000))
+    files: dict[str, str | bytes] = {f"thing/m{number}.py": source for number in range(3)}
+    files["thing/__init__.py"] = ""
+    settings = 'max_size_mb = 4\nlimit_reason = "small"\nbytecode = "all"\n'
+    result = optimized(checkout, index, files, settings)
+    (one,) = checkout.build(target=HERE, optimizer=checkout.optimizer()).values()
+    assert 0 < result.bytecode_files < 4
+    assert one.manifest.tree.size <= 4 * 1024 * 1024
