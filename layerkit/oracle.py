@@ -10,7 +10,6 @@ import json
 import os
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from layerkit.interpreters import Interpreter
 from layerkit.metadata import module_name
 from layerkit.model import MIB, Target
 from layerkit.probing import Bounds, Prober, lambda_environment, search_path
-from layerkit.processes import run_contained
+from layerkit.processes import run_contained, threads
 
 _TARGET = Path(__file__).parent / "target"
 
@@ -180,7 +179,7 @@ class Oracle:
             if done.code != 0:
                 raise ExternalError(f"bytecode could not be made: the interpreter ended with {done.code}.", done.output)
 
-        with ThreadPoolExecutor(max_workers=len(jobs)) as pool:
+        with threads(len(jobs)) as pool:
             list(pool.map(one, [files for files in jobs if files]))
         return {path: file for path, file in made.items() if file.is_file()}
 

@@ -11,14 +11,13 @@ import json
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from layerkit.interpreters import Interpreter
 from layerkit.model import MIB, Target
-from layerkit.processes import Contained, run_contained
+from layerkit.processes import Contained, run_contained, threads
 
 _SCRIPT = Path(__file__).parent / "target" / "contained.py"
 
@@ -65,7 +64,7 @@ class Prober:
         def one(module: str, trees: Sequence[Path]) -> Outcome:
             return self._run({"do": "import", "module": module}, search_path(trees, target))
 
-        with ThreadPoolExecutor(max_workers=jobs) as pool:
+        with threads(jobs) as pool:
             return list(pool.map(lambda pair: one(*pair), wanted))
 
     def loads(
@@ -83,7 +82,7 @@ class Prober:
             request = {"do": "loads", "module": module, "tree": str(tree), "bytecode": str(bytecode or "")}
             return self._run(request, search_path(trees, target)).answer or []
 
-        with ThreadPoolExecutor(max_workers=jobs) as pool:
+        with threads(jobs) as pool:
             return list(dict.fromkeys(path for found in pool.map(one, modules) for path in found))
 
     def call(

@@ -10,6 +10,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -163,6 +164,20 @@ def end_all() -> None:
         for process, end in _live.items():
             end()
             _ended.add(process)
+
+
+@contextmanager
+def threads(jobs: int) -> Iterator[ThreadPoolExecutor]:
+    """A pool of threads that run programs: when the context ends with an error (Ctrl-C is one), so do the programs.
+
+    Leaving a pool waits for its threads, and they for what they run.
+    """
+    with ThreadPoolExecutor(max_workers=max(1, jobs)) as pool:
+        try:
+            yield pool
+        except BaseException:
+            end_all()
+            raise
 
 
 def refuse_new() -> None:

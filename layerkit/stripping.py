@@ -8,12 +8,11 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 from layerkit.elf import BrokenElf, loaded_parts, read_elf
-from layerkit.processes import run
+from layerkit.processes import run, threads
 
 
 @dataclass(frozen=True)
@@ -55,7 +54,7 @@ class Stripper:
             trial.unlink(missing_ok=True)
             return 0
 
-        with ThreadPoolExecutor(max_workers=max(1, jobs)) as pool:
+        with threads(jobs) as pool:
             found = dict(zip(paths, pool.map(one, paths), strict=True))
         return {path: size for path, size in found.items() if size}
 

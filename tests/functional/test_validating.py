@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -398,3 +400,21 @@ def test_a_verdict_of_a_build_shows_in_the_status(checkout: Checkout, index: Ind
     assert checkout.inv_json(*words)["layers"][0]["state"] == "valid"
     checkout.build(target=HERE, force=True, means=checkout.means())
     assert checkout.inv_json(*words)["layers"][0]["state"] == "valid"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_validation_waits_for_no_import(
+    checkout: Checkout, index: Index, tmp_path: Path, number: signal.Signals
+) -> None:
+    begun = tmp_path / "begun"
+    code = f"open({str(begun)!r}, 'w').close()\nimport threading; threading.Event().wait()\n"
+    built(checkout, index, {"thing.py": code})
+    command = checkout.command("validate", "--runtime", HERE.runtime, "--architecture", HERE.architecture)
+    environment = {**os.environ, **checkout.environment}
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while not begun.exists():
+        assert process.poll() is None
+    process.send_signal(number)
+    _, said = process.communicate(timeout=30)  # the import itself may take a minute
+    assert process.returncode == 128 + number
+    assert "Traceback" not in said
