@@ -19,6 +19,7 @@ from layerkit.builds import BuiltLayer, builds
 from layerkit.interpreters import Unavailable
 from layerkit.model import MIB, Checked, Finding, Function, Layers, Report, Severity, Skipped, Target
 from layerkit.probing import Prober
+from layerkit.processes import threads
 from layerkit.project import Project
 from layerkit.results import digest_of
 from layerkit.runtimes import limits, runtimes
@@ -49,15 +50,15 @@ def validate_functions(
 ) -> Report:
     """Run every function check on ``functions``; ``means_for`` gives what the checks for a target run with."""
     built: dict[Target, dict[str, BuiltLayer]] = {}
-    checked = []
+    runs: list[Callable[[], Checked]] = []
+    jobs = 1
     for function in functions:
         target = function.target
         if target.runtime not in runtimes() or target.architecture not in runtimes()[target.runtime].platforms:
-            reason = f"its runtime and architecture are not known here ({target})"
-            skipped = Skipped("function-layers", function.name, reason, "Give both as plain values in the template.")
-            checked.append(Checked("function-layers", function.name, skipped=(skipped,)))
+            runs.append(partial(_unknown, function))
             continue
         means = means_for(target)
+        jobs = means.jobs
         if target not in built:
             built[target] = builds(project, target)
         subject = _Subject(
@@ -66,17 +67,27 @@ def validate_functions(
             tuple(built[target][name] for name in function.layers if name in built[target]),
             tuple(name for name in function.layers if name not in built[target]),
         )
-        runs: dict[str, Callable[[], Checked]] = {
+        checks: dict[str, Callable[[], Checked]] = {
             "function-layers": partial(_layers, subject, project.layers),
             "function-size": partial(_size, subject),
             "function-event": partial(_event, subject, means),
         }
-        for check, run in runs.items():
-            if means.runs(check):
-                tell(function.name, check)
-                started = time.monotonic()
-                checked.append(replace(run(), seconds=time.monotonic() - started))
-    return Report(tuple(checked))
+        runs += [run for check, run in checks.items() if means.runs(check)]
+
+    def one(run: Callable[[], Checked]) -> Checked:
+        started = time.monotonic()
+        checked = run()
+        tell(checked.subject, checked.check)
+        return replace(checked, seconds=time.monotonic() - started)
+
+    with threads(jobs) as pool:
+        return Report(tuple(pool.map(one, runs)))
+
+
+def _unknown(function: Function) -> Checked:
+    reason = f"its runtime and architecture are not known here ({function.target})"
+    skipped = Skipped("function-layers", function.name, reason, "Give both as plain values in the template.")
+    return Checked("function-layers", function.name, skipped=(skipped,))
 
 
 def _error(check: str, name: str, message: str, hint: str = "") -> Finding:
