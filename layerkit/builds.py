@@ -81,6 +81,8 @@ class Verdict:
     """Why checks could not run."""
     whole: bool
     """Whether tree and zip were read and are what the manifest says."""
+    circumstances: str
+    """A digest of what else it was reached with: the layer's limit and imports, and the trees of the layers below."""
     fingerprint: str
     """Of the files as they lay there then, exactly."""
     at: str
@@ -98,7 +100,17 @@ def read_verdict(project: Project, manifest: Manifest) -> Verdict | None:
         verdict = Verdict(**{**document, "not_verified": tuple(document["not_verified"])})
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return verdict if (verdict.tree, verdict.zip) == (manifest.tree.sha256, manifest.zip.sha256) else None
+    found = (verdict.tree, verdict.zip, verdict.circumstances)
+    return verdict if found == (manifest.tree.sha256, manifest.zip.sha256, _circumstances(project, manifest)) else None
+
+
+def _circumstances(project: Project, manifest: Manifest) -> str:
+    layer = project.layers[manifest.layer]
+    below = [
+        other.tree.sha256 if (other := read_manifest(project.manifest_path(name, manifest.target))) else ""
+        for name in project.layers.dependencies(manifest.layer)
+    ]
+    return digest_of(layer.max_size_mb, layer.imports, below)
 
 
 def record_verdict(project: Project, one: BuiltLayer, report: Report, at: str) -> None:
@@ -112,6 +124,7 @@ def record_verdict(project: Project, one: BuiltLayer, report: Report, at: str) -
         warnings=sum(finding.severity is Severity.WARNING for finding in own.findings),
         not_verified=tuple(dict.fromkeys(skipped.reason for skipped in own.skipped)),
         whole={"zip", "tree"} <= whole,
+        circumstances=_circumstances(project, one.manifest),
         fingerprint=_exactly(one),
         at=at,
     )

@@ -45,16 +45,17 @@ class _Read:
     secrets: tuple[Secret, ...]
 
 
-def read_contents(tree: Path, archive: Path, prefix: str, jobs: int) -> Contents:
-    """Read all of ``tree``, and compare it with the entries of ``archive`` below ``prefix``.
+def read_contents(tree: Path, archive: Path | None, prefix: str, jobs: int) -> Contents:
+    """Read all of ``tree``, and compare it with the entries of ``archive`` (None: with nothing) below ``prefix``.
 
     Bytecode that is not in the zip does not count as a difference: whoever imports from the tree leaves some.
     """
     expected: dict[str, tuple[int, int]] = {}
-    with zipfile.ZipFile(archive) as zipped:
-        for info in zipped.infolist():
-            if info.filename.startswith(f"{prefix}/"):
-                expected[info.filename.removeprefix(f"{prefix}/")] = (info.CRC, info.file_size)
+    if archive:
+        with zipfile.ZipFile(archive) as zipped:
+            for info in zipped.infolist():
+                if info.filename.startswith(f"{prefix}/"):
+                    expected[info.filename.removeprefix(f"{prefix}/")] = (info.CRC, info.file_size)
     paths = [
         os.path.relpath(os.path.join(folder, name), tree)
         for folder, folders, names in os.walk(tree)
@@ -63,7 +64,7 @@ def read_contents(tree: Path, archive: Path, prefix: str, jobs: int) -> Contents
     with ThreadPoolExecutor(max_workers=jobs) as pool:
         read = list(pool.map(lambda path: _read(tree, path), sorted(paths)))
     return Contents(
-        differences=tuple(_differences(read, expected)),
+        differences=tuple(_differences(read, expected)) if archive else (),
         elves={file.path: file.elf for file in read if file.elf is not None},
         secrets=tuple(secret for file in read for secret in file.secrets),
         files=len(read),
@@ -91,7 +92,7 @@ def _differences(read: Iterable[_Read], expected: dict[str, tuple[int, int]]) ->
     for file in read:
         wanted = left.pop(file.path, None)
         if wanted is None:
-            if not file.path.endswith(".pyc"):
+            if not (file.path.endswith(".pyc") and "__pycache__/" in file.path):
                 found.append(f"{file.path} was added")
         elif wanted != (file.crc, file.size):
             found.append(f"{file.path} was changed")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -30,8 +31,8 @@ class Failure:
     """One line for a person."""
     missing: str = ""
     """The module that was not found, where that was it."""
-    timeout: bool = False
-    """Whether its time was up: on a busy machine another try may end otherwise."""
+    unsettled: bool = False
+    """Whether its time was up, or the system killed it: on a busy machine another try may end otherwise."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,8 @@ class Prober:
         try:
             report: dict[str, Any] = json.loads(done.report)
         except ValueError:
-            return Outcome(Failure(self._ended(done), timeout=done.code is None), done.seconds)
+            unsettled = done.code in (None, -signal.SIGKILL)
+            return Outcome(Failure(self._ended(done), unsettled=unsettled), done.seconds)
         failed = report.get("failure")
         if failed:
             place = f" ({failed['where']})" if failed["where"] else ""

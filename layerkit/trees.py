@@ -262,9 +262,9 @@ def distributions(tree: Path, packages: Iterable[Package], sizes: Mapping[str, i
 def fingerprint(tree: Path, *, strict: bool) -> str:
     """SHA-256 (hex) over the paths, sizes and times of a tree's files: whether it is the one seen before.
 
-    Bytecode and Finder leftovers don't count, which whoever imports from the tree or looks at it leaves there. With
-    ``strict`` the times are exact and the inodes count, so that not even a copy is the same; else whole seconds of
-    the content's time are all, which an archive keeps.
+    Seconds of the content's time are enough, which an archive keeps, and bytecode and Finder leftovers don't count,
+    which whoever imports from the tree or looks at it leaves there. With ``strict`` everything counts, times are exact
+    and so are inodes: not even a copy is the same.
     """
     digest = sha256()
     pending = [(str(tree), "")]
@@ -272,7 +272,7 @@ def fingerprint(tree: Path, *, strict: bool) -> str:
         folder, shown = pending.pop()
         with os.scandir(folder) as entries:
             for entry in sorted(entries, key=lambda entry: entry.name, reverse=True):
-                if entry.name in _LEFT_BEHIND:
+                if entry.name in _LEFT_BEHIND and not strict:
                     continue
                 if entry.is_dir(follow_symlinks=False):
                     pending.append((entry.path, f"{shown}{entry.name}/"))

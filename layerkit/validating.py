@@ -12,7 +12,8 @@ import os
 import posixpath
 import time
 import zipfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import zlib
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -37,7 +38,7 @@ from layerkit.probing import Bounds, Prober
 from layerkit.results import Results, digest_of
 from layerkit.runtimes import limits, system_of
 
-RECIPE = 2
+RECIPE = 3
 """Raised whenever a check would find something else in the same content than before."""
 
 WARN_AT = 0.9
@@ -123,12 +124,15 @@ def validate_layers(
     """
     checked: list[Checked] = []
     scans: dict[str, _Scan] = {}
+    known = {name: seen(one) for name, one in built.items()}
     if any(means.runs(check) for check in ("zip", "tree", "elf", "secrets")):
         for name in names:
             if name in built:
                 tell(name, "reading")
-                scans[name] = _scan(built[name], means, seen(built[name]))
-    imported = _imports(layers, names, built, target, means, tell) if means.runs("imports") else {}
+                scans[name] = _scan(built[name], means, known[name])
+    # What is imported is what lies on the disk, so results are kept by a manifest's hash only where that is the same.
+    true = {name for name in built if known[name] or (name in scans and scans[name].as_built)}
+    imported = _imports(layers, names, built, true, target, means, tell) if means.runs("imports") else {}
 
     for name in names:
         if name in built:
@@ -169,7 +173,7 @@ def _checks(
         runs["zip"] = lambda: Checked(
             "zip", name, scan.zip, detail=_binary(one.manifest.zip.size), recorded=scan.recorded
         )
-        runs["tree"] = lambda: Checked("tree", name, scan.tree, detail=files, recorded=scan.recorded)
+        runs["tree"] = lambda: Checked("tree", name, scan.tree, scan.not_compared, files, recorded=scan.recorded)
         runs["secrets"] = lambda: Checked("secrets", name, scan.secrets, detail=files, recorded=scan.recorded)
         runs["elf"] = lambda: _elf(one, scan, below, scans, target)
     return runs
@@ -238,15 +242,22 @@ def _size(one: BuiltLayer) -> list[Finding]:
 
 @dataclass(frozen=True)
 class _Scan:
-    """What reading a layer's tree and zip gave; ``elves`` is None where that is known from before by content."""
+    """What reading a layer's tree and zip gave."""
 
     zip: tuple[Finding, ...]
     tree: tuple[Finding, ...]
+    not_compared: tuple[Skipped, ...]
+    """Why the tree could not be held against the zip; empty when it was."""
     secrets: tuple[Finding, ...]
     compiled: Mapping[str, Any]
     """By path: what ``_compiled`` says of an ELF file, or a text that says why it can't be read."""
     files: int
     recorded: bool
+
+    @property
+    def as_built(self) -> bool:
+        """Whether tree and zip are those of the manifest."""
+        return not (self.zip or self.tree or self.not_compared)
 
 
 def _scan(one: BuiltLayer, means: Means, seen: bool) -> _Scan:
@@ -255,11 +266,9 @@ def _scan(one: BuiltLayer, means: Means, seen: bool) -> _Scan:
     known = means.results.get("contents", key) if seen else None
     if known:
         secrets = tuple(Finding("secrets", Severity.ERROR, name, *entry) for entry in known["secrets"])
-        return _Scan((), (), secrets, known["compiled"], known["files"], recorded=True)
-    zip_problems = _zip_problems(one)
-    if any("can't be read" in problem for problem in zip_problems):
-        return _Scan(_errors("zip", name, zip_problems, _REBUILD), (), (), {}, 0, recorded=False)
-    read = contents.read_contents(one.tree, one.archive, TREE, means.jobs)
+        return _Scan((), (), (), secrets, known["compiled"], known["files"], recorded=True)
+    zip_problems, readable = _zip_problems(one)
+    read = contents.read_contents(one.tree, one.archive if readable else None, TREE, means.jobs)
     compiled = {path: _compiled(elf) for path, elf in read.elves.items()}
     leaks = [
         (
@@ -274,6 +283,7 @@ def _scan(one: BuiltLayer, means: Means, seen: bool) -> _Scan:
     return _Scan(
         zip=_errors("zip", name, zip_problems, _REBUILD),
         tree=_errors("tree", name, read.differences, _REBUILD, "files more that differ from the zip"),
+        not_compared=() if readable else (Skipped("tree", name, "its zip can't be read", _REBUILD),),
         secrets=tuple(Finding("secrets", Severity.ERROR, name, *entry) for entry in leaks),
         compiled=compiled,
         files=read.files,
@@ -288,17 +298,22 @@ def _compiled(elf: Elf | BrokenElf) -> Any:
     return str(elf) if isinstance(elf, BrokenElf) else asdict(elf)
 
 
-def _zip_problems(one: BuiltLayer) -> list[str]:
-    """The zip as a reader sees it: the bytes that were built, nothing outside of it, all readable by Lambda's user."""
+def _zip_problems(one: BuiltLayer) -> tuple[list[str], bool]:
+    """The zip as a reader sees it: the bytes that were built, nothing outside of it, all readable by Lambda's user.
+
+    The problems, and whether its members can be listed at all.
+    """
     problems = []
     if contents.file_digest(one.archive) != one.manifest.zip.sha256:
         problems.append(f"{one.archive.name} is not the one that was built: its SHA-256 is another")
     try:
         with zipfile.ZipFile(one.archive) as archive:
             problems += _member_problems(archive)
-    except (zipfile.BadZipFile, OSError, ValueError) as error:
+            return problems, True
+    # A damaged zip, or a damaged member in it (a link's target is read).
+    except (zipfile.BadZipFile, zlib.error, OSError, ValueError, RuntimeError) as error:
         problems.append(f"{one.archive.name} can't be read: {error}")
-    return problems
+        return problems, False
 
 
 def _member_problems(archive: zipfile.ZipFile) -> list[str]:
@@ -444,11 +459,15 @@ def _imports(
     layers: Layers,
     names: Sequence[str],
     built: Mapping[str, BuiltLayer],
+    true: Collection[str],
     target: Target,
     means: Means,
     tell: Callable[[str, str], None],
 ) -> dict[str, Checked]:
-    """The check ``imports`` of several layers at once, in one pool of processes."""
+    """The check ``imports`` of several layers at once, in one pool of processes.
+
+    ``true`` are the layers whose tree on disk is that of their manifest: only of them results are kept and believed.
+    """
     done: dict[str, Checked] = {}
     pending: dict[str, tuple[str, list[str]]] = {}
     for name in names:
@@ -468,7 +487,7 @@ def _imports(
             continue
         hashes = [built[other].manifest.tree.sha256 for other in (*below, name)]
         key = digest_of(RECIPE, hashes, modules, means.interpreter.version, asdict(means.bounds))
-        known = means.results.get("imports", key)
+        known = means.results.get("imports", key) if {*below, name} <= {*true} else None
         if known is None:
             pending[name] = (key, modules)
         else:
@@ -489,7 +508,8 @@ def _imports(
                 for module, result in results.items()
                 if result.failure
             ]
-            if not any(result.failure and result.failure.timeout for result in results.values()):
+            settled = not any(result.failure and result.failure.unsettled for result in results.values())
+            if settled and {*layers.dependencies(name), name} <= {*true}:
                 means.results.put("imports", key, entries)
             findings = _import_findings(layers, built[name], entries, built, target)
             seconds = (time.monotonic() - started) / len(pending)

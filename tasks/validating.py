@@ -31,7 +31,8 @@ TARGETS = ("layers", "functions")
     iterable=["layer", "only", "skip"],
     help={
         "layer": LAYER,
-        "target": "layers or functions (default: both; functions are those that template.yaml declares)",
+        "target": "layers or functions (default: both; functions are those of template.yaml, with --runtime or "
+        "--architecture those for that target)",
         "runtime": RUNTIME,
         "architecture": ARCHITECTURE,
         "only": "run this check only; may be repeated (names: --list-checks)",
@@ -71,9 +72,24 @@ def validate(
         return chosen.means(of, only=only or (), skip=skip or ())
 
     project = chosen.project()
-    report = _checked(chosen, project, layer or (), target, means_for)
-    document = {"schema": 1, "target": str(chosen.target), **report_document(report)}
-    return Outcome(document, lambda: show_report(report, verbose), exit_code(report))
+    only_target = chosen.target if runtime or architecture else None
+    report = _checked(chosen, project, layer or (), target, only_target, means_for)
+    left_out = [] if means_for(chosen.target).complete else _left_out(only or (), skip or ())
+    document = {
+        "schema": 1,
+        "target": str(chosen.target),
+        "valid": not (report.failed or report.skipped or left_out),
+        "left_out": left_out,
+        **report_document(report),
+    }
+    return Outcome(document, lambda: show_report(report, verbose, left_out), exit_code(report))
+
+
+def _left_out(only: Sequence[str], skip: Sequence[str]) -> list[str]:
+    """The checks that the flags leave out, by name."""
+    from layerkit.validating import CHECKS
+
+    return [check.name for check in CHECKS if check.name in skip or (only and check.name not in only)]
 
 
 def _list_checks() -> Outcome:
@@ -91,6 +107,7 @@ def _checked(
     project: Project,
     named: Sequence[str],
     kind: str | None,
+    only_target: Target | None,
     means_for: Callable[[Target], Means],
 ) -> Report:
     from layerkit.functions import validate_functions
@@ -112,7 +129,11 @@ def _checked(
                 tell=tell,
             ).checked
         if kind != "layers":
-            functions = _functions(project, names if named else None)
+            functions = [
+                function
+                for function in _functions(project, names if named else None)
+                if only_target in (None, function.target)
+            ]
             checked += validate_functions(project, functions, means_for, tell=tell).checked
     return Report(checked)
 
@@ -138,7 +159,6 @@ def exit_code(report: Report) -> int:
 def report_document(report: Report) -> dict[str, Any]:
     """A report as JSON has it."""
     return {
-        "valid": not report.failed and not report.skipped,
         "checks": [
             {
                 "check": checked.check,
@@ -167,7 +187,7 @@ def result_of(checked: Checked) -> str:
     return "warning" if checked.findings else "passed"
 
 
-def show_report(report: Report, verbose: bool) -> None:
+def show_report(report: Report, verbose: bool, left_out: Sequence[str]) -> None:
     """A line for each layer and function, or with ``verbose`` for each check; then what was found."""
     from .output import findings, skips, table
 
@@ -197,6 +217,8 @@ def show_report(report: Report, verbose: bool) -> None:
     skips(report.skipped)
     if not report.checked:
         print("There was nothing to check.")
+    elif not report.failed and not report.skipped and left_out:
+        print(f"What was checked is in order; left out: {', '.join(left_out)}.")
     elif not report.failed and not report.skipped:
         print("Everything that was checked is valid.")
 

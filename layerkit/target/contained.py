@@ -102,7 +102,11 @@ def failure(error: BaseException, paths: list[str]) -> dict[str, Any]:
         message = str(error)
     except BaseException:  # noqa: BLE001  (__str__ is the module's own, and may do anything too)
         message = "an error that can't be shown"
-    missing = error.name if isinstance(error, ModuleNotFoundError) else None
+    # Packages say it in their own words (pandas does), with the error that tells the module behind it.
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, ModuleNotFoundError):
+        cause = cause.__cause__ or cause.__context__
+    missing = cause.name if isinstance(cause, ModuleNotFoundError) and isinstance(error, ImportError) else None
     return {"kind": kind, "message": message[:2000], "missing": missing, "where": where}
 
 
