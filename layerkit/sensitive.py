@@ -26,6 +26,7 @@ _AWS_SECRET = rb"[\"']?\s{0,3}[=:]\s{0,3}[\"']?[A-Za-z0-9/+]{40}(?![A-Za-z0-9/+=
 # their issuers document, with the prefix they gave them so that they can be found.
 _FORMS: tuple[tuple[str, bytes, re.Pattern[bytes]], ...] = (
     ("a private key", b"PRIVATE KEY", _KEY),
+    ("an AWS access key", b"ASIA", re.compile(rb"(?<![A-Za-z0-9])ASIA[A-Z2-7]{16}(?![A-Za-z0-9])")),
     (
         "an AWS access key",
         b"AKIA",
@@ -36,7 +37,8 @@ _FORMS: tuple[tuple[str, bytes, re.Pattern[bytes]], ...] = (
         for name in (b"aws_secret_access_key", b"AWS_SECRET_ACCESS_KEY", b"SecretAccessKey")
     ),
     ("a GitHub token", b"gh", re.compile(rb"(?<![A-Za-z0-9_])gh[pousr]_[A-Za-z0-9]{36}(?![A-Za-z0-9])")),
-    ("a GitLab token", b"glpat-", re.compile(rb"(?<![A-Za-z0-9_])glpat-[A-Za-z0-9_-]{20}(?![A-Za-z0-9_-])")),
+    ("a GitHub token", b"github_pat_", re.compile(rb"(?<![A-Za-z0-9_])github_pat_[A-Za-z0-9_]{82}(?![A-Za-z0-9_])")),
+    ("a GitLab token", b"glpat-", re.compile(rb"(?<![A-Za-z0-9_])glpat-[A-Za-z0-9_.-]{20,}")),
     ("a Slack token", b"xox", re.compile(rb"(?<![A-Za-z0-9])xox[abprs]-[0-9]{8,}-[0-9A-Za-z-]{20,}")),
     ("a Stripe key", b"k_live_", re.compile(rb"(?<![A-Za-z0-9])[rs]k_live_[0-9A-Za-z]{24,}")),
     ("a PyPI token", b"pypi-AgEIcHlwaS5vcmc", re.compile(rb"pypi-AgEIcHlwaS5vcmc[A-Za-z0-9_-]{50,}")),

@@ -418,3 +418,75 @@ def test_an_interrupted_validation_waits_for_no_import(
     _, said = process.communicate(timeout=30)  # the import itself may take a minute
     assert process.returncode == 128 + number
     assert "Traceback" not in said
+
+
+# ---- what is kept, and what it is bound to ----
+
+
+def test_a_damaged_tree_leaves_no_result_behind(checkout: Checkout, index: Index) -> None:
+    """What a tree edited by hand imports is not what the build of that hash imports."""
+    built(checkout, index, {"thing/__init__.py": "from thing import part\n", "thing/part.py": ""})
+    part = checkout.project.tree_path("web", HERE) / "thing" / "part.py"
+    part.unlink()
+    report = checkout.validate()
+    assert one(report, "imports").failed
+    assert one(report, "tree").failed
+    checkout.build(target=HERE, force=True, means=checkout.means())  # as the hint says, and it has to be let in
+    assert messages(checkout.validate()) == []
+    part.write_text("raise RuntimeError\n")
+    again = one(checkout.validate(), "imports")
+    assert (again.failed, again.recorded) == (True, False)
+
+
+def test_a_zip_that_can_not_be_read_makes_nothing_else_pass(checkout: Checkout, index: Index) -> None:
+    built(checkout, index, {"thing.py": "", "notes.txt": KEY, "thing.so": make_elf(FOREIGN.architecture)})
+    checkout.project.zip_path("web", HERE).write_bytes(b"rubbish")
+    report = checkout.validate(skip=frozenset({"zip", "imports"}))
+    assert one(report, "secrets").failed
+    assert one(report, "elf").failed
+    (skipped,) = one(report, "tree").skipped
+    assert skipped.reason == "its zip can't be read"
+
+
+def test_added_bytecode_that_could_be_imported_is_a_change(checkout: Checkout, index: Index) -> None:
+    built(checkout, index, {"thing.py": ""})
+    (checkout.project.tree_path("web", HERE) / "evil.pyc").write_bytes(b"")
+    assert ("tree", "evil.pyc was added") in messages(checkout.validate())
+
+
+def test_a_missing_module_behind_a_packages_own_words(checkout: Checkout, index: Index) -> None:
+    code = "try:\n    import helper\nexcept ImportError as error:\n    raise ImportError('needed: helper') from error\n"
+    make_wheel(index.folder, "helper", "1.0")
+    checkout.layer("base", "helper\n")
+    built(checkout, index, {"thing.py": code})
+    (finding,) = one(checkout.validate("web"), "imports").findings
+    assert "ImportError: needed: helper" in finding.message
+    assert 'add depends_on = ["base"]' in finding.hint
+
+
+def test_a_verdict_ends_with_what_it_was_reached_with(checkout: Checkout, index: Index) -> None:
+    make_wheel(index.folder, "helper", "1.0", files={"helper.py": "X = 1\n"})
+    checkout.layer("base", "helper\n")
+    built(checkout, index, {"thing.py": "import helper\n"}, settings='depends_on = ["base"]\n')
+    checkout.validate()
+    words = ["status", "--layer", "web", "--runtime", HERE.runtime, "--architecture", HERE.architecture]
+
+    def state() -> str:
+        return str(checkout.inv_json(*words)["layers"][0]["state"])
+
+    assert state() == "valid"
+    checkout.layer("base", "helper\n", code={"own.py": ""})
+    checkout.build(["base"], target=HERE, means=checkout.means())
+    assert state() == "not validated"
+    checkout.validate()
+    assert state() == "valid"
+    checkout.layer("web", "thing\n", 'depends_on = ["base"]\nmax_size_mb = 1\nlimit_reason = "small"\n')
+    assert state() in ("not validated", "outdated")
+
+
+def test_leaving_out_a_check_is_said_and_not_called_valid(checkout: Checkout, index: Index) -> None:
+    built(checkout, index, {"thing.py": ""})
+    words = ["validate", "--runtime", HERE.runtime, "--architecture", HERE.architecture, "--skip", "imports"]
+    document = checkout.inv_json(*words)
+    assert (document["valid"], document["left_out"]) == (False, ["imports"])
+    assert "What was checked is in order; left out: imports." in checkout.inv(*words).stdout

@@ -82,6 +82,9 @@ def test_private_keys_in_each_form(kind: str, form: str) -> None:
 @pytest.mark.parametrize(
     ("text", "what"),
     [
+        (f"AWS_ACCESS_KEY_ID=ASIA{SHORT}", "an AWS access key"),
+        ("token = github_pat_" + "a1B2" * 20 + "c3", "a GitHub token"),
+        ("glpat-" + "a1B2" * 7 + ".01.abc", "a GitLab token"),
         (f"AWS_ACCESS_KEY_ID=AKIA{SHORT}", "an AWS access key"),
         (f"[default]\naws_access_key_id = AKIA{SHORT}", "an AWS access key"),
         (f"s3://AKIA{SHORT}:{text_of(40)}@bucket/", "an AWS access key"),
