@@ -349,12 +349,8 @@ def _metadata(one: BuiltLayer, below: Sequence[BuiltLayer], target: Target) -> C
         f"{missing} {listed[missing]} is in the manifest, but has no dist-info in the tree"
         for missing in sorted(listed.keys() - own.keys())
     ]
-    visible = dict(own)
-    for other in below:
-        for found in trees.installed(other.tree):
-            visible.setdefault(found.name, metadata.described(found))
     findings = list(_errors("metadata", name, problems, _REBUILD))
-    for entry in metadata.unmet(one.layer.requirements, visible, target, f"layers/{name}"):
+    for entry in _unmet(one, [*below, one], target):
         there = f"there is {entry.found}" if entry.found else "neither the layer nor one it depends on has it"
         if entry.by not in own and entry.by != f"layers/{name}":
             continue  # a dependency's own need, which is found where that layer is checked
@@ -562,7 +558,18 @@ def _explain(missing: str, layers: Layers, one: BuiltLayer, built: Mapping[str, 
                         f"{found.name} (in {other}) requires {needed!r}, which no layer of the stack carries: "
                         f"add it to layers/{other}/requirements.txt, then `inv lock`."
                     )
+    # A module may be called otherwise than its distribution (dateutil is of python-dateutil).
+    absent = _unmet(one, [built[other] for other in visible if other in built], target)
+    lacking = [f"{entry.requirement} (required by {entry.by})" for entry in absent if not entry.found]
+    if lacking:
+        return f"No layer of the stack has it. Not there either: {', '.join(lacking)}. Lock again and build: inv lock"
     return f"No layer of the stack has it: add its distribution to layers/{name}/requirements.txt, then `inv lock`."
+
+
+def _unmet(one: BuiltLayer, visible: Iterable[BuiltLayer], target: Target) -> list[metadata.Unmet]:
+    """What the layer's requirements and all distributions in sight require, and nothing in sight satisfies."""
+    described = {found.name: metadata.described(found) for other in visible for found in trees.installed(other.tree)}
+    return metadata.unmet(one.layer.requirements, described, target, f"layers/{one.layer.name}")
 
 
 def _as_distribution(module: str) -> str:

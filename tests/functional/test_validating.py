@@ -420,6 +420,17 @@ def test_an_interrupted_validation_waits_for_no_import(
     assert "Traceback" not in said
 
 
+def test_a_module_called_otherwise_than_its_missing_distribution(checkout: Checkout, index: Index) -> None:
+    make_wheel(index.folder, "python-helper", "1.0", files={"helper.py": ""})
+    built(checkout, index, {"thing.py": "import helper\n"}, requires=("python-helper>=1",))
+    lock = checkout.project.lock_path("web", HERE)
+    text = lock.read_text()
+    lock.write_text(text[: text.index("python-helper==1.0")] + text[text.index("thing==1.0") :])
+    checkout.build(target=HERE)
+    (finding,) = one(checkout.validate("web"), "imports").findings
+    assert "Not there either: python-helper>=1 (required by thing)" in finding.hint
+
+
 # ---- what is kept, and what it is bound to ----
 
 
