@@ -15,7 +15,7 @@ import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from enum import Enum
 from hashlib import sha256
@@ -25,9 +25,11 @@ from typing import TypeVar
 from layerkit import trees
 from layerkit.archiving import CompressedFiles, Source, compressor_name, tree_digest, write_zip
 from layerkit.builds import TREE, BuiltLayer, is_noted, note_tree, record_verdict, was_seen
+from layerkit.comparing import Comparison, Timed, import_seconds
 from layerkit.errors import CheckFailed, ConfigurationError, Incomplete
 from layerkit.files import cache_folder, put_in_place, remove, sync_folder, write_whole
 from layerkit.installer import Uv, uv_version
+from layerkit.interpreters import Interpreter
 from layerkit.locking import read_lock
 from layerkit.manifests import read_manifest, render_manifest
 from layerkit.model import Artifact, Layer, Layers, Lock, Manifest, Optimized, OwnCode, Report, Severity, Target, Tree
@@ -87,6 +89,7 @@ class Built:
     report: Report = field(default_factory=Report)
     seconds: float = 0.0
     from_cache: int = 0
+    comparison: Comparison | None = None
 
 
 def tools() -> dict[str, str]:
@@ -94,7 +97,26 @@ def tools() -> dict[str, str]:
     return {"recipe": str(RECIPE), "uv": uv_version(), "compressor": compressor_name()}
 
 
-def input_identity(layer: Layer, lock: Lock, own_code: str, optimizer: Optimizer | None) -> str:
+def kinship(project: Project, name: str, target: Target) -> str:
+    """What a layer has in common with itself on another architecture, where it gets the same distributions.
+
+    SHA-256 (hex) over the names and versions in the locks, own code and options, of it and of the layers below.
+    """
+    parts = []
+    for other in project.layers.with_dependencies([name]):
+        layer, lock = project.layers[other], read_lock(project, other, target)
+        parts.append(
+            [
+                [str(package) for package in lock.packages] if lock else None,
+                trees.own_code_digest(project.own_code(other)),
+                asdict(layer.optimization),
+                list(layer.imports),
+            ]
+        )
+    return sha256(json.dumps([target.runtime, parts], sort_keys=True).encode()).hexdigest()
+
+
+def input_identity(project: Project, layer: Layer, lock: Lock, own_code: str, optimizer: Optimizer | None) -> str:
     """SHA-256 (hex) over all inputs of a layer's build. Nothing of other layers is among them.
 
     ``optimizer`` is None where the layer is left as its wheels made it.
@@ -106,7 +128,9 @@ def input_identity(layer: Layer, lock: Lock, own_code: str, optimizer: Optimizer
         "packages": [[package.name, package.version, package.sdist, *package.hashes] for package in lock.packages],
         "own_code": own_code,
         "tools": tools(),
-        "optimization": optimizer.identity(layer) if optimizer else None,
+        "optimization": optimizer.identity(layer, lambda: kinship(project, layer.name, lock.target))
+        if optimizer
+        else None,
     }
     return sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
 
@@ -136,7 +160,7 @@ def plan_build(
         if lock is None:
             raise ConfigurationError(f"{name} has no lock for {target}.", "Run `inv lock`.")
         own_code = trees.own_code_digest(project.own_code(name))
-        identities[name] = input_identity(layer, lock, own_code, optimizer)
+        identities[name] = input_identity(project, layer, lock, own_code, optimizer)
         needed = {other: identities[other] for other in project.layers.dependencies(name)}
         manifest = read_manifest(project.manifest_path(name, target))
         reason = _why_build(project, target, manifest, name, identities[name])
@@ -177,11 +201,13 @@ def build(
     means: Means | None,
     optimizer: Optimizer | None = None,
     let_in: bool = True,
+    compare: bool = False,
     tell: Callable[[Progress], None] = lambda progress: None,
 ) -> tuple[Built, ...]:
     """Carry out ``plans`` and swap all results in at once; the caller holds the checkout's lock.
 
-    Without ``let_in`` everything is done but the swap, so that nothing is changed.
+    Without ``let_in`` everything is done but the swap, so that nothing is changed. With ``compare`` each layer that is
+    built is also zipped as its wheels have it, and its imports are timed in both forms.
 
     ``optimizer`` is the one that the plans were made with. Before the swap all of them are validated with ``means``
     (None: they are not). Raises CheckFailed, with the findings in its message, when that finds an error, and whatever
@@ -191,7 +217,7 @@ def build(
     staged = work / "staged"
     staged.mkdir(parents=True)
     try:
-        built = _build_all(project, plans, work, uv, jobs, optimizer, tell)
+        built = _build_all(project, plans, work, uv, jobs, optimizer, compare, tell)
         if means:
             built = _validated(project, built, staged, means, tell)
         if not let_in:
@@ -235,6 +261,7 @@ def _build_all(
     uv: Uv,
     jobs: int,
     optimizer: Optimizer | None,
+    compare: bool,
     tell: Callable[[Progress], None],
 ) -> tuple[Built, ...]:
     """Layers side by side: while one is being compressed the next is being installed.
@@ -247,7 +274,7 @@ def _build_all(
     compressing = ThreadPoolExecutor(max_workers=jobs, thread_name_prefix="compress")
     layering = ThreadPoolExecutor(max_workers=jobs, thread_name_prefix="layer")
 
-    making = _Making(project, {plan.layer.name: plan for plan in plans}, work, uv, compressing, cache, tell)
+    making = _Making(project, {plan.layer.name: plan for plan in plans}, work, uv, compressing, cache, compare, tell)
 
     def one(plan: LayerPlan) -> Built:
         if plan.action is Action.BUILD:
@@ -274,7 +301,8 @@ def _build_all(
             ]
         else:
             futures = [layering.submit(one, plan) for plan in plans]
-        return tuple(_all_or_first_failure(futures))
+        built = tuple(_all_or_first_failure(futures))
+        return tuple(making.timed(one, optimizer) for one in built) if compare and optimizer else built
     except BaseException:
         # A layer that waits for an installer or for compressed files is told so, and its thread ends.
         end_all()
@@ -315,6 +343,7 @@ class _Making:
     uv: Uv
     pool: ThreadPoolExecutor
     cache: CompressedFiles | None
+    compare: bool
     tell: Callable[[Progress], None]
 
     def staged(self, name: str) -> Path:
@@ -329,6 +358,10 @@ class _Making:
         if plan.action is Action.BUILD:
             return self.staged(name) / TREE
         return self.project.tree_path(name, plan.lock.target)
+
+    def plain(self, name: str) -> Path:
+        """Where a copy of a layer's tree is kept as its wheels have it, to compare with."""
+        return self.work / "plain" / name
 
     def install(self, plan: LayerPlan) -> _Installed:
         started = time.monotonic()
@@ -362,10 +395,20 @@ class _Making:
             plan.layer,
             self.tree(name),
             plan.inputs,
+            self.project.layer_folder(name),
+            kinship(self.project, name, plan.lock.target),
             tuple(self.tree(other) for other in below),
             tuple(self.plans[other].inputs for other in below),
         )
-        optimized = optimize(subject, optimizer, self.scratch(name), lambda phase: self.tell(Progress(name, phase)))
+        if self.compare:
+            shutil.copytree(subject.tree, self.plain(name), symlinks=True)
+        optimized = optimize(
+            subject,
+            optimizer,
+            self.scratch(name),
+            self.work / "bytecode",
+            lambda phase: self.tell(Progress(name, phase)),
+        )
         return replace(installed, optimized=optimized)
 
     def zip(self, plan: LayerPlan, installed: _Installed) -> Built:
@@ -413,7 +456,27 @@ class _Making:
             built=_now(),
         )
         self.tell(Progress(layer.name, "built", total, total))
-        return Built(plan, manifest, Report(), time.monotonic() - installed.started, written.from_cache)
+        seconds = time.monotonic() - installed.started
+        comparison = self._zipped_plain(layer.name) if self.plain(layer.name).is_dir() else None
+        return Built(plan, manifest, Report(), seconds, written.from_cache, comparison)
+
+    def _zipped_plain(self, name: str) -> Comparison:
+        found = trees.sources(self.plain(name), TREE)
+        archive = self.scratch(name) / "plain.zip"
+        written = write_zip(archive, found, pool=self.pool, cache=self.cache, advanced=lambda size: None)
+        return Comparison(sum(source.size for source in found), written.size)
+
+    def timed(self, built: Built, optimizer: Optimizer) -> Built:
+        """With the time of its imports in both forms, where it has been built and can be run."""
+        name = built.plan.layer.name
+        if built.comparison is None or not isinstance(optimizer.proof, Interpreter):
+            return built
+        self.tell(Progress(name, "timing imports"))
+        below = self.project.layers.dependencies(name)
+        plain = [self.plain(other) if self.plain(other).is_dir() else self.tree(other) for other in below]
+        forms = [Timed(self.plain(name), plain), Timed(self.tree(name), [self.tree(other) for other in below])]
+        before, after = import_seconds(built.plan.layer, forms, optimizer.proof, optimizer.target)
+        return replace(built, comparison=replace(built.comparison, import_seconds=before, import_seconds_after=after))
 
 
 def _label(plan: LayerPlan) -> bytes:

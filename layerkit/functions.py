@@ -17,7 +17,7 @@ from typing import Any
 from layerkit import trees
 from layerkit.builds import BuiltLayer, builds, was_seen
 from layerkit.interpreters import Unavailable
-from layerkit.model import MIB, Checked, Finding, Function, Layers, Report, Severity, Skipped, Target
+from layerkit.model import MIB, RUNTIME_BOTO3, Checked, Finding, Function, Layers, Report, Severity, Skipped, Target
 from layerkit.probing import Prober
 from layerkit.processes import threads
 from layerkit.project import Project
@@ -188,6 +188,11 @@ def _event(subject: _Subject, means: Means) -> Checked:
             [one.tree for one in subject.layers],
             function.target,
         )
+        missing = outcome.failure.missing.partition(".")[0] if outcome.failure else ""
+        if missing in RUNTIME_BOTO3:
+            reason = f"it imports {missing}, which is the runtime's own: no layer that it attaches carries it"
+            skipped = Skipped(check, name, reason, "Carry it in a layer to have it tried here.")
+            return Checked(check, name, skipped=(skipped,), detail=f"{function.folder}/{EVENT}")
         if outcome.failure:
             known = [[f"{function.folder}/{EVENT}: {outcome.failure.message}", _missing(outcome.failure.missing)]]
         else:

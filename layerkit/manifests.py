@@ -9,7 +9,7 @@ from typing import Any
 
 from layerkit.model import Artifact, Distribution, Manifest, Optimized, OwnCode, RuleResult, Target, Tree
 
-SCHEMA = 2
+SCHEMA = 3
 
 
 def manifest_document(manifest: Manifest) -> dict[str, Any]:
@@ -50,7 +50,8 @@ def parse_manifest(text: str) -> Manifest:
 def _optimized(document: Any) -> Optimized | None:
     if document is None:
         return None
-    return Optimized(**{**document, "rules": tuple(RuleResult(**rule) for rule in document["rules"])})
+    rules = tuple(RuleResult(**rule) for rule in document["rules"])
+    return Optimized(**{**document, "rules": rules, "late": tuple(document["late"])})
 
 
 def read_manifest(path: Path) -> Manifest | None:

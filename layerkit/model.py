@@ -16,6 +16,12 @@ from layerkit.errors import ConfigurationError
 
 MIB = 1024 * 1024
 
+RUNTIME_BOTO3 = ("boto3", "botocore", "s3transfer", "jmespath", "urllib3")
+"""What every Python runtime on Lambda brings of the SDK: distributions, and modules of the same names."""
+
+VERIFY = "(verify)"
+"""In place of an import's name: the team's own command is what needs something."""
+
 LAYER_NAME = re.compile(r"[A-Za-z0-9_-]{1,140}")
 """What AWS accepts as LayerName (API reference, PublishLayerVersion), apart from the ARN form."""
 
@@ -99,6 +105,12 @@ class Optimization:
     """botocore's services whose data stays; empty: all."""
     removes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """The team's own rules: name -> the modules that each removes."""
+    only: tuple[str, ...] = ()
+    """Of the packages that these modules are in, only they stay, and what is loaded; empty: no such limit."""
+    verify: str = ""
+    """A command of the team's own that has to pass before and after, as a shell would split it."""
+    verify_sources: str = ""
+    """A digest of the files that the command names."""
     bytecode: str = "startup"
     """``off``, ``startup`` (what the declared imports load, then the rest up to the budget) or ``all``."""
     bytecode_budget_mb: int = 10
@@ -317,12 +329,15 @@ class RuleResult:
 
     rule: str
     outcome: str
-    """``verified``, ``narrowed``, ``rejected``, or ``unproven`` (safe without a proof)."""
+    """``verified``, ``narrowed``, ``rejected``, ``unproven`` (safe without a proof), or ``transferred`` (decided on the
+    other architecture for the same distributions)."""
     files: int
     size: int
     """Bytes that are gone."""
     restored: Mapping[str, str] = field(default_factory=dict)
-    """Path -> the import that needs it."""
+    """Path -> the import that needs it, or VERIFY."""
+    note: str = ""
+    """What else a person should know, such as why it proposed nothing."""
 
 
 @dataclass(frozen=True)
@@ -334,6 +349,10 @@ class Optimized:
     """How many modules outside of the rules' subjects import, before and after alike."""
     unverified: str = ""
     """Why nothing could be proven, so that only what needs no proof was done; empty when all was."""
+    late: tuple[str, ...] = ()
+    """Modules whose import had not ended in time with everything in place, so that nothing is proven for them."""
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    """Distributions of the lock that a rule took as a whole, with their versions."""
     bytecode_files: int = 0
     bytecode_size: int = 0
     interpreter: str = ""

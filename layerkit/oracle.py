@@ -37,8 +37,12 @@ class Imported:
     error: str = ""
     touched: tuple[str, ...] | None = ()
     """Of the paths that may go, those it touched; None where its process ended before it could say."""
+    loaded: tuple[str, ...] = ()
+    """Of the paths that may be loaded, those that were."""
     late: bool = False
     """Whether its time was up."""
+    killed: bool = False
+    """Whether its process was killed, which may be no fault of its own (memory that ran out)."""
 
     def same_as(self, other: Imported) -> bool:
         return (self.ok, self.names) == (other.ok, other.names)
@@ -71,54 +75,49 @@ class Oracle:
         scratch: Path,
         *,
         going: Going | None = None,
+        loadable: Iterable[str] = (),
         bytecode: Path | None = None,
     ) -> dict[str, Imported]:
         """Import each of ``modules``, with ``tree`` and the trees ``below`` on the path.
+
+        Of what is ``going`` it is noted what each touches, and of the paths ``loadable`` among that what it loads.
 
         A module whose time was up or whose process crashed in the tree of forks is tried again by itself, since a
         fork of a process with threads may hang by no fault of the module. Raises ExternalError when the interpreter
         could not do it at all.
         """
         wanted = sorted(modules)
-        found = self._sweep(tree, below, wanted, scratch, going, bytecode)
+        request = {
+            "tree": str(tree),
+            "paths": search_path([*below, tree], self.target),
+            "removed": sorted(going.files) if going else [],
+            "folders_gone": sorted(going.folders) if going else [],
+            "removed_modules": dict(going.modules) if going else {},
+            "loadable": sorted(loadable),
+            "bytecode": str(bytecode) if bytecode else "",
+            "jobs": self.jobs,
+            "seconds": self.seconds,
+            "memory": self.memory,
+        }
+        found = self._sweep(wanted, request, scratch)
         doubtful = [name for name in wanted if name not in found or found[name].touched is None]
         for name in doubtful:
-            alone = self._sweep(tree, below, [name], scratch, going, bytecode)
+            alone = self._sweep([name], request, scratch)
             if name in alone:
                 found[name] = alone[name]
             else:
                 found[name] = Imported(ok=False, error="no report of it", touched=None)
         return found
 
-    def _sweep(
-        self,
-        tree: Path,
-        below: Sequence[Path],
-        modules: Sequence[str],
-        scratch: Path,
-        going: Going | None,
-        bytecode: Path | None,
-    ) -> dict[str, Imported]:
+    def _sweep(self, modules: Sequence[str], request: Mapping[str, Any], scratch: Path) -> dict[str, Imported]:
         if not modules:
             return {}
         home = scratch / f"sweep-{secrets.token_hex(4)}"
         home.mkdir(parents=True)
-        going = going or Going()
-        request = {
-            "tree": str(tree),
-            "paths": search_path([*below, tree], self.target),
-            # With their packages: what forks off a package that is imported already need not import it again.
-            "modules": sorted({name for module in modules for name in _with_packages(module)}),
-            "removed": sorted(going.files),
-            "folders_gone": sorted(going.folders),
-            "removed_modules": dict(going.modules),
-            "bytecode": str(bytecode) if bytecode else "",
-            "jobs": self.jobs,
-            "seconds": self.seconds,
-            "memory": self.memory,
-        }
+        # With their packages: what forks off a package that is imported already need not import it again.
+        with_packages = sorted({name for module in modules for name in _with_packages(module)})
         asked = home / "request.json"
-        asked.write_text(json.dumps(request))
+        asked.write_text(json.dumps({**request, "modules": with_packages}))
         done = run_contained(
             [self.interpreter.path, "-I", "-S", "-B", _TARGET / "sweep.py", "{report}", asked],
             cwd=home,
@@ -136,8 +135,8 @@ class Oracle:
                 continue
             if name not in asked_for:
                 continue
-            touched = entry.pop("touched", ())
-            found[name] = Imported(**entry, touched=None if touched is None else tuple(touched))
+            touched, loaded = entry.pop("touched", ()), entry.pop("loaded", ())
+            found[name] = Imported(**entry, touched=None if touched is None else tuple(touched), loaded=tuple(loaded))
         if not whole and len(modules) > 1:
             raise ExternalError(
                 f"the modules could not be imported one by one: the process ended with {done.code}.",

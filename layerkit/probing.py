@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from layerkit.errors import ExternalError
 from layerkit.interpreters import Interpreter
 from layerkit.model import MIB, Target
 from layerkit.processes import Contained, run_contained, threads
@@ -85,6 +86,13 @@ class Prober:
 
         with threads(jobs) as pool:
             return list(dict.fromkeys(path for found in pool.map(one, modules) for path in found))
+
+    def time(self, modules: Sequence[str], trees: Sequence[Path], target: Target) -> float:
+        """Seconds that importing ``modules`` takes, all in one fresh process; its start is not in it."""
+        outcome = self._run({"do": "time", "modules": list(modules)}, search_path(trees, target))
+        if outcome.failure:
+            raise ExternalError(f"imports could not be timed: {outcome.failure.message}")
+        return float(outcome.answer)
 
     def call(
         self, name: str, handler: str, folder: Path, event: Path, trees: Sequence[Path], target: Target

@@ -8,9 +8,11 @@ requirement files stand, the ``.in`` is the one that people edit and the other i
 from __future__ import annotations
 
 import re
+import shlex
 import tomllib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -133,6 +135,9 @@ def _load_layer(root: Path, folder: Path) -> Layer:
     sources = [folder / "requirements.in", folder / "requirements.txt"]
     source = next((path for path in sources if path.exists()), None)
     requirements = read_requirements(source, root) if source else ()
+    options: Optimization | None = settings.get("optimization")
+    if options and options.verify:
+        settings["optimization"] = replace(options, verify_sources=_named_sources(options.verify, folder))
     return Layer(name=name, requirements=requirements, has_own_code=(folder / OWN_CODE).is_dir(), **settings)
 
 
@@ -229,6 +234,37 @@ def _bytecode(value: object, where: str) -> str:
     return str(value)
 
 
+def split_command(command: str, where: str) -> list[str]:
+    """The words of a command, as a shell would split them; ConfigurationError for one that can't be split."""
+    try:
+        words = shlex.split(command)
+    except ValueError as error:
+        raise ConfigurationError(f"{where}: {command!r} is not a command: {error}.") from error
+    if not words:
+        raise ConfigurationError(f"{where}: it is empty.", "Give a command such as 'python check.py'.")
+    return words
+
+
+def _command(value: object, where: str) -> str:
+    command = _text(value, where)
+    split_command(command, where)
+    return command
+
+
+def _named_sources(command: str, folder: Path) -> str:
+    """SHA-256 (hex) over the files below ``folder`` that a command names: what it does depends on them."""
+    digest = sha256()
+    for word in split_command(command, "verify"):
+        named = folder / word
+        if not named.resolve().is_relative_to(folder.resolve()) or not named.exists():
+            continue
+        for path in sorted(named.rglob("*")) if named.is_dir() else [named]:
+            if path.is_file() and "__pycache__" not in path.parts:
+                content = sha256(path.read_bytes()).hexdigest()
+                digest.update(f"{path.relative_to(folder).as_posix()}\0{content}\n".encode())
+    return digest.hexdigest()
+
+
 def _removes(value: object, where: str) -> dict[str, tuple[str, ...]]:
     if not isinstance(value, dict):
         raise ConfigurationError(f"{where} must be a table of rules: a name = a list of modules, not {value!r}.")
@@ -241,6 +277,8 @@ _OPTIMIZATION: dict[str, tuple[str, Callable[[object, str], Any]]] = {
     "keep": ("keep", _texts),
     "services": ("services", _texts),
     "remove": ("removes", _removes),
+    "only": ("only", _modules),
+    "verify": ("verify", _command),
     "bytecode": ("bytecode", _bytecode),
     "bytecode_budget_mb": ("bytecode_budget_mb", _positive),
 }

@@ -8,6 +8,7 @@ were not there.
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -23,26 +24,35 @@ def digest_of(*inputs: Any) -> str:
 
 @dataclass(frozen=True)
 class Results:
-    """A folder of results, a file each."""
+    """A folder of results, a file each; and one that a team shares, where there is one."""
 
     folder: Path
+    shared: Path | None = None
 
     def get(self, kind: str, key: str) -> Any:
         """The result of ``kind`` for ``key`` (a hex digest); None where there is none that can be believed."""
-        try:
-            document = json.loads(self._path(kind, key).read_text(encoding="utf-8"))
-            content, digest = document["result"], document["sha256"]
-        except (OSError, ValueError, KeyError, TypeError, RecursionError):
-            return None
-        return content if digest == digest_of(kind, key, content) else None
+        return next((found for folder in self._folders if (found := _read(folder, kind, key)) is not None), None)
 
     def put(self, kind: str, key: str, result: Any) -> None:
         """Keep ``result`` (a value that JSON can hold); a cache that can't be written to is no reason to fail."""
         document = {"result": result, "sha256": digest_of(kind, key, result)}
-        try:
-            write_whole(self._path(kind, key), json.dumps(document))
-        except OSError:
-            return
+        for folder in self._folders:
+            with suppress(OSError):
+                write_whole(_path(folder, kind, key), json.dumps(document))
 
-    def _path(self, kind: str, key: str) -> Path:
-        return self.folder / kind / key[:2] / f"{key}.json"
+    @property
+    def _folders(self) -> list[Path]:
+        return [self.folder, self.shared] if self.shared else [self.folder]
+
+
+def _path(folder: Path, kind: str, key: str) -> Path:
+    return folder / kind / key[:2] / f"{key}.json"
+
+
+def _read(folder: Path, kind: str, key: str) -> Any:
+    try:
+        document = json.loads(_path(folder, kind, key).read_text(encoding="utf-8"))
+        content, digest = document["result"], document["sha256"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+    return content if digest == digest_of(kind, key, content) else None

@@ -8,14 +8,16 @@ code is never looked at, and ``keep`` patterns go before every rule.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 
 from layerkit.errors import ConfigurationError
-from layerkit.model import Optimization, RuleResult
+from layerkit.metadata import module_name
+from layerkit.model import RUNTIME_BOTO3, VERIFY, Optimization, RuleResult
 from layerkit.sensitive import secrets_in
+from layerkit.trees import installed
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,12 @@ class Rule:
     """Whether a removed package is replaced by one that says why it is gone."""
     unproven: bool = False
     """Whether it is safe where nothing can be tried: it touches nothing that Python on Linux could load or read."""
+    leaves_loaded: bool = False
+    """Whether what other modules load stays without more ado: the import closure decides, not a failure."""
+    whole: bool = False
+    """Whether it takes distributions, metadata and all, and either everything that it proposes or nothing."""
+    why_nothing: Callable[[Path], str] = lambda tree: ""
+    """Why it proposes nothing for a tree, where that is worth saying."""
 
 
 def _inside(folders: Iterable[str]) -> Callable[[Sequence[str], Path], Iterable[str]]:
@@ -74,9 +82,37 @@ _BUILD_FILES = (
 
 def _modules(*names: str) -> Callable[[Sequence[str], Path], Iterable[str]]:
     """The files of modules and packages by dotted name."""
-    folders = tuple(name.replace(".", "/") + "/" for name in names)
-    files = tuple(name.replace(".", "/") + ".py" for name in names)
-    return lambda paths, tree: [path for path in paths if path.startswith(folders) or path in files]
+    wanted = _is_of(names)
+    return lambda paths, tree: [path for path in paths if wanted(path)]
+
+
+def _is_of(names: Iterable[str]) -> Callable[[str], bool]:
+    """Whether a path belongs to one of the modules and packages with these dotted names."""
+    modules = frozenset(name.replace(".", "/") for name in names)
+    folders = tuple(f"{name}/" for name in modules)
+    return lambda path: path.startswith(folders) or _module_of(path) in modules
+
+
+def _module_of(path: str) -> str:
+    """``pkg/mod.py`` and ``pkg/mod.abi3.so`` -> ``pkg/mod``; empty for what is no module."""
+    folder, _, file = path.rpartition("/")
+    name = module_name(file)
+    return (f"{folder}/{name}" if folder else name) if name else ""
+
+
+def _runtime_boto3(_paths: Sequence[str], tree: Path) -> Iterable[str]:
+    if _lacking_of_boto3(tree):
+        return ()
+    rows = [path for found in installed(tree) if found.name in RUNTIME_BOTO3 for path in found.rows]
+    return [path for path in rows if (tree / path).is_file()]
+
+
+def _lacking_of_boto3(tree: Path) -> str:
+    there = {found.name for found in installed(tree)}
+    lacking = [name for name in RUNTIME_BOTO3 if name not in there]
+    if not lacking:
+        return ""
+    return f"{', '.join(lacking)} is not in the layer, and {', '.join(RUNTIME_BOTO3)} go together or not at all"
 
 
 BUILT_IN: tuple[Rule, ...] = (
@@ -161,6 +197,15 @@ BUILT_IN: tuple[Rule, ...] = (
         default=False,
         stubs=True,
     ),
+    Rule(
+        "runtime-boto3",
+        f"{', '.join(RUNTIME_BOTO3)}, together or not at all",
+        "every Python runtime brings its own; which version, AWS decides, and changes without being asked",
+        _runtime_boto3,
+        default=False,
+        whole=True,
+        why_nothing=_lacking_of_boto3,
+    ),
 )
 
 _SERVICE_ROOT = "botocore/data/"
@@ -194,16 +239,63 @@ def check_services(services: Sequence[str], paths: Iterable[str]) -> None:
             )
 
 
+def only_rule(modules: Sequence[str]) -> Rule:
+    """Of the packages that ``modules`` are in, all but these and what anything loads."""
+    tops = {name.partition(".")[0] for name in modules}
+    wanted = _is_of(modules)
+    parents = {f"{above}/__init__.py" for name in modules for above in _above(name)}
+
+    def finds(paths: Sequence[str], _tree: Path) -> Iterable[str]:
+        for path in paths:
+            top = path.partition("/")[0]
+            if (top in tops or _module_of(path) in tops) and not wanted(path) and path not in parents:
+                yield path
+
+    return Rule(
+        "only",
+        f"of {', '.join(sorted(tops))} all but {', '.join(modules)} and what is loaded",
+        "layer.toml names the modules that are used; what these or others load, and its data, stays",
+        finds,
+        default=False,
+        stubs=True,
+        leaves_loaded=True,
+    )
+
+
+def _above(module: str) -> list[str]:
+    """``a.b.c`` -> ``a``, ``a/b``: the folders of the packages that it is in."""
+    parts = module.split(".")[:-1]
+    return ["/".join(parts[: number + 1]) for number in range(len(parts))]
+
+
+def check_only(modules: Sequence[str], paths: Iterable[str]) -> None:
+    """ConfigurationError for a module of ``only`` that is not among ``paths``."""
+    there = {_module_of(path) for path in paths}
+    for name in modules:
+        module = name.replace(".", "/")
+        if module not in there and f"{module}/__init__" not in there:
+            raise ConfigurationError(
+                f"layer.toml: only: the layer has no module {name!r}.",
+                "Name modules of its distributions as an import does, such as 'sklearn.ensemble'.",
+            )
+
+
+_BY_SETTING = ("services", "only", "debug-symbols")
+"""Rules that are made from settings, or are none of proposals; they can be skipped by name as well."""
+
+
 def rules_for(options: Optimization) -> tuple[Rule, ...]:
     """The rules in force for a layer, in the order in which they claim files; ConfigurationError for a stranger."""
     known = {rule.name: rule for rule in BUILT_IN}
     for name in (*options.rules, *options.skip_rules):
-        if name not in known and name not in options.removes and name not in ("services", "debug-symbols"):
+        if name not in known and name not in options.removes and name not in _BY_SETTING:
             names = ", ".join([*known, "debug-symbols", *options.removes])
             raise ConfigurationError(f"there is no rule called {name!r}.", f"Rules: {names}.")
     chosen = [rule for rule in BUILT_IN if rule.default or rule.name in options.rules]
     if options.services:
         chosen.append(services_rule(options.services))
+    if options.only:
+        chosen.append(only_rule(options.only))
     for name, modules in options.removes.items():
         chosen.append(
             Rule(name, ", ".join(modules), "layer.toml says so", _modules(*modules), default=False, stubs=True)
@@ -230,17 +322,24 @@ def propose(rules: Sequence[Rule], paths: Sequence[str], tree: Path, keep: Seque
     found = {}
     eligible = [path for path in paths if not never(path) and not kept(path, keep)]
     for rule in rules:
-        own = sorted(set(rule.finds(eligible, tree)) - claimed)
-        claimed.update(own)
-        found[rule.name] = tuple(own)
+        own = set(rule.finds(paths if rule.whole else eligible, tree))
+        if rule.whole and any(kept(path, keep) for path in own):
+            own = set()
+        found[rule.name] = tuple(sorted(own - claimed))
+        claimed |= own
     return found
+
+
+def needed_by(reason: str) -> str:
+    """Why a path stays, for a person: ``reason`` is what ``RuleResult.restored`` has of it."""
+    return "the command of `verify` needs it" if reason == VERIFY else f"import {reason} needs it"
 
 
 def explain(path: str, tree: Path, options: Optimization, results: Sequence[RuleResult]) -> str:
     """Why a file is in a built tree or not: ``results`` are those of its build."""
     for result in results:
         if path in result.restored:
-            return f"it stays, though the rule {result.rule} proposes it: import {result.restored[path]} needs it"
+            return f"it stays, though the rule {result.rule} proposes it: {needed_by(result.restored[path])}"
     if (tree / path).exists():
         if kept(path, options.keep):
             return "it stays: a keep pattern in layer.toml covers it"
@@ -252,20 +351,28 @@ def explain(path: str, tree: Path, options: Optimization, results: Sequence[Rule
     return "it is not there, and no rule takes files like it"
 
 
-def stub(layer: str, rule: str, module: str) -> str:
-    """The source that stands for a removed package: importing it says who removed it and how to get it back."""
-    line = f"keep = [{json.dumps(module.replace('.', '/'))}]"
+def stub(layer: str, rule: str, module: str, pattern: str) -> str:
+    """The source that stands for a removed module: importing it says who removed it and how to get it back."""
     message = (
         f"No module named {module!r}: the rule {rule!r} left it out of the layer {layer!r}. "
-        f"To get it back, add to layers/{layer}/layer.toml: {line}"
+        f"To get it back, add to layers/{layer}/layer.toml: keep = [{json.dumps(pattern)}]"
     )
     return f"raise ModuleNotFoundError({message!r}, name={module!r})\n"
 
 
-def stubs_for(layer: str, rules: Sequence[Rule], gone: Mapping[str, Iterable[str]]) -> dict[str, str]:
+def stub_path(path: str) -> str:
+    """Where the stub of a removed module stands; empty for what is none, or can't be imported by name."""
+    module = _module_of(path)
+    return "" if not module or PurePosixPath(module).name == "__main__" else f"{module}.py"
+
+
+def stubs_for(
+    layer: str, rules: Sequence[Rule], gone: Mapping[str, Iterable[str]], present: Collection[str]
+) -> dict[str, str]:
     """The stubs that stand for what rules with ``stubs`` removed altogether: path -> source.
 
-    ``gone`` are the removed paths by rule. A stub stands for the topmost removed package or module.
+    ``gone`` are the removed paths by rule, ``present`` all that were there. A stub stands for the topmost removed
+    package or module, and never in the place of a file that stays.
     """
     made = {}
     for rule in rules:
@@ -273,11 +380,13 @@ def stubs_for(layer: str, rules: Sequence[Rule], gone: Mapping[str, Iterable[str
         if not rule.stubs:
             continue
         for path in sorted(paths):
-            if not path.endswith(".py") or PurePosixPath(path).name == "__main__.py":
+            place = stub_path(path)
+            if not place or (place in present and place not in paths):
                 continue
-            package = path.endswith("/__init__.py")
-            folder = path.removesuffix("/__init__.py") if package else path.removesuffix(".py")
-            above = folder.rpartition("/")[0]
-            if f"{above}/__init__.py" not in paths:
-                made[path] = stub(layer, rule.name, folder.replace("/", "."))
+            package = place.endswith("/__init__.py")
+            module = place.removesuffix("/__init__.py") if package else place.removesuffix(".py")
+            above = module.rpartition("/")[0]
+            if not any(f"{above}/__init__{ending}" in paths for ending in (".py", ".so")):
+                pattern = module if package else f"{module}.*"
+                made[place] = stub(layer, rule.name, module.replace("/", "."), pattern)
     return made

@@ -120,7 +120,7 @@ def outdated(
     locked = read_lock(project, layer.name, target)
     own_code = trees.own_code_digest(project.own_code(layer.name))
     used = optimizer if manifest.optimized else None  # a build that left optimization out stays current without it
-    if locked is None or manifest.inputs != input_identity(layer, locked, own_code, used):
+    if locked is None or manifest.inputs != input_identity(project, layer, locked, own_code, used):
         return "its inputs have changed since"
     archive = project.zip_path(layer.name, target)
     if not archive.is_file() or archive.stat().st_size != manifest.zip.size:

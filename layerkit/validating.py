@@ -487,8 +487,7 @@ def _imports(
         if known is None:
             pending[name] = (key, modules)
         else:
-            findings = _import_findings(layers, built[name], known, built, target)
-            done[name] = Checked("imports", name, findings, detail=f"{len(modules)} modules", recorded=True)
+            done[name] = replace(_imported(layers, built[name], modules, known, built, target), recorded=True)
     if pending and isinstance(means.interpreter, Interpreter):
         started = time.monotonic()
         wanted = []
@@ -507,26 +506,31 @@ def _imports(
             settled = not any(result.failure and result.failure.unsettled for result in results.values())
             if settled and {*layers.dependencies(name), name} <= {*true}:
                 means.results.put("imports", key, entries)
-            findings = _import_findings(layers, built[name], entries, built, target)
             seconds = (time.monotonic() - started) / len(pending)
-            done[name] = Checked("imports", name, findings, detail=f"{len(modules)} modules", seconds=seconds)
+            done[name] = replace(_imported(layers, built[name], modules, entries, built, target), seconds=seconds)
     return done
 
 
-def _import_findings(
-    layers: Layers, one: BuiltLayer, entries: Sequence[Sequence[str]], built: Mapping[str, BuiltLayer], target: Target
-) -> tuple[Finding, ...]:
-    """Findings from what is kept of imports that failed: a message, and the module that was missing, if any."""
-    return tuple(
-        Finding(
-            "imports",
-            Severity.ERROR,
-            one.layer.name,
-            message,
-            _explain(missing, layers, one, built, target) if missing else "",
-        )
-        for message, missing in entries
-    )
+def _imported(
+    layers: Layers,
+    one: BuiltLayer,
+    modules: Sequence[str],
+    entries: Sequence[Sequence[str]],
+    built: Mapping[str, BuiltLayer],
+    target: Target,
+) -> Checked:
+    """The check from what is kept of imports that failed: a message, and the module that was missing, if any."""
+    name = one.layer.name
+    left_out = _left_out(built[other] for other in (*layers.dependencies(name), name))
+    findings, skipped = [], []
+    for message, missing in entries:
+        if missing.partition(".")[0] in left_out:
+            reason = f"{message.partition(':')[0]} needs {missing}, which is left to the runtime and is not here"
+            skipped.append(Skipped("imports", name, reason, "Carry it in a layer to have it tried here."))
+        else:
+            hint = _explain(missing, layers, one, built, target) if missing else ""
+            findings.append(Finding("imports", Severity.ERROR, name, message, hint))
+    return Checked("imports", name, tuple(findings), tuple(skipped), f"{len(modules)} modules")
 
 
 def _explain(missing: str, layers: Layers, one: BuiltLayer, built: Mapping[str, BuiltLayer], target: Target) -> str:
@@ -568,8 +572,17 @@ def _explain(missing: str, layers: Layers, one: BuiltLayer, built: Mapping[str, 
 
 def _unmet(one: BuiltLayer, visible: Iterable[BuiltLayer], target: Target) -> list[metadata.Unmet]:
     """What the layer's requirements and all distributions in sight require, and nothing in sight satisfies."""
+    visible = list(visible)
     described = {found.name: metadata.described(found) for other in visible for found in trees.installed(other.tree)}
-    return metadata.unmet(one.layer.requirements, described, target, f"layers/{one.layer.name}")
+    left_out = _left_out(visible)
+    found = metadata.unmet(one.layer.requirements, described, target, f"layers/{one.layer.name}")
+    # What the runtime brings is there, at a version that nobody here can know.
+    return [entry for entry in found if metadata.required_name(entry.requirement) not in left_out]
+
+
+def _left_out(visible: Iterable[BuiltLayer]) -> set[str]:
+    """The distributions that optimization left to the runtime; modules have the same names."""
+    return {name for other in visible if other.manifest.optimized for name in other.manifest.optimized.left_out}
 
 
 def _as_distribution(module: str) -> str:

@@ -14,7 +14,7 @@ from .support import Outcome, task
 
 if TYPE_CHECKING:
     from layerkit.building import Built
-    from layerkit.model import Manifest, Target
+    from layerkit.model import Target
     from layerkit.project import Project
 
 
@@ -75,13 +75,14 @@ def optimize(
                 means=chosen.means(chosen.target),
                 optimizer=optimizer,
                 let_in=not dry_run,
+                compare=True,
                 tell=tell,
             )
     document = {
         "schema": 1,
         "target": str(chosen.target),
         "dry_run": dry_run,
-        "layers": [_document(result.manifest) for result in built],
+        "layers": [_document(result) for result in built],
     }
     return Outcome(document, lambda: _show(built, dry_run, verbose))
 
@@ -153,55 +154,89 @@ def _explain(project: Project, target: Target, named: Sequence[str], path: str) 
     return Outcome(document, lambda: print("\n".join(f"{name}: {path}: {why}" for name, why in found)))
 
 
-def _document(manifest: Manifest) -> dict[str, Any]:
+def _document(built: Built) -> dict[str, Any]:
     from layerkit.manifests import manifest_document
 
+    manifest, compared = built.manifest, built.comparison
     document = manifest_document(manifest)
     return {
         "layer": manifest.layer,
         "size": manifest.tree.size,
-        "size_before": _before(manifest),
+        "size_before": compared.size if compared else None,
         "zip_size": manifest.zip.size,
+        "zip_size_before": compared.zip_size if compared else None,
+        "import_seconds": compared.import_seconds_after if compared else None,
+        "import_seconds_before": compared.import_seconds if compared else None,
         "optimized": document["optimized"],
     }
 
 
-def _before(manifest: Manifest) -> int:
-    """Bytes unzipped as the wheels had them."""
-    done = manifest.optimized
-    return manifest.tree.size + (sum(rule.size for rule in done.rules) - done.bytecode_size if done else 0)
-
-
 def _show(built: Sequence[Built], dry_run: bool, verbose: bool) -> None:
+    from layerkit.rules import needed_by
+
     from .output import size, table
 
     rows = []
     for result in built:
         manifest = result.manifest
-        if manifest.optimized is None:
-            continue
-        for rule in manifest.optimized.rules:
-            needed = sorted(set(rule.restored.values()))
-            why = f"{len(rule.restored)} files stay: import {', '.join(needed[:3])}" if needed else ""
-            rows.append((manifest.layer, rule.rule, str(rule.files), size(rule.size), rule.outcome, why))
+        for rule in manifest.optimized.rules if manifest.optimized else ():
+            why = [needed_by(reason) for reason in sorted(set(rule.restored.values()))]
+            stay = (
+                [f"{len(rule.restored)} files stay: {'; '.join(why[:3])}{' ...' if len(why) > 3 else ''}"]
+                if why
+                else []
+            )
+            notes = "; ".join([*stay, *([rule.note] if rule.note else [])])
+            rows.append((manifest.layer, rule.rule, str(rule.files), size(rule.size), rule.outcome, notes))
     columns = ("Layer", "Rule", "Files", "Saved", "Outcome", "Why")
     table("Optimization, a dry run" if dry_run else "Optimization", columns, rows, right=("Files", "Saved"))
     if verbose:
         for result in built:
             for rule in result.manifest.optimized.rules if result.manifest.optimized else ():
-                for path, needs in rule.restored.items():
-                    print(f"{result.manifest.layer}: {path} stays: import {needs} needs it")
+                for path, reason in rule.restored.items():
+                    print(f"{result.manifest.layer}: {path} stays: {needed_by(reason)}")
+    _compare(built)
     for result in built:
         done = result.manifest.optimized
         if done is None:
             continue
-        manifest = result.manifest
-        print(
-            f"{manifest.layer}: {size(_before(manifest))} -> {size(manifest.tree.size)} unzipped, "
-            f"{size(done.bytecode_size)} of it bytecode ({done.bytecode_files} files); "
-            f"{size(manifest.zip.size)} zipped; {done.modules} modules import as before."
-        )
-        if done.unverified:
-            print(f"  not proven: {done.unverified}; only what needs no proof was done")
+        name = result.manifest.layer
+        if done.unverified and any(rule.outcome == "transferred" for rule in done.rules):
+            print(f"{name}: nothing was proven here ({done.unverified}).")
+            print("  What was decided on the other architecture for the same distributions was done (transferred).")
+        elif done.unverified:
+            print(f"{name}: nothing was proven ({done.unverified}); only what needs no proof was done.")
+            print("  What is decided where it can be run holds here too: optimize it there, with the same results.")
+        else:
+            print(f"{name}: {done.modules} modules import as before.")
+        for module in done.late:
+            print(f"  import {module} had not ended in time with everything in place: nothing is proven for it.")
+        if done.left_out:
+            listed = ", ".join(f"{other} {version}" for other, version in done.left_out.items())
+            print(f"  left to the runtime, whose versions are other ones: {listed}")
     if dry_run:
         print("Nothing was changed (dry run).")
+
+
+def _compare(built: Sequence[Built]) -> None:
+    """Before and after, a line a layer."""
+    from .output import size, table
+
+    rows = []
+    for result in built:
+        compared, manifest = result.comparison, result.manifest
+        if compared is None or manifest.optimized is None:
+            continue
+        before, after = compared.import_seconds, compared.import_seconds_after
+        rows.append(
+            (
+                manifest.layer,
+                f"{size(compared.size)} -> {size(manifest.tree.size)}",
+                size(manifest.optimized.bytecode_size),
+                f"{size(compared.zip_size)} -> {size(manifest.zip.size)}",
+                "not timed" if before is None or after is None else f"{before:.2f} s -> {after:.2f} s",
+            )
+        )
+    if rows:
+        columns = ("Layer", "Unzipped", "of it bytecode", "Zipped", "Imports")
+        table("Before and after", columns, rows, right=columns[1:])

@@ -19,6 +19,7 @@ from layerkit.runtimes import check_architecture, runtime_named
 
 if TYPE_CHECKING:
     from layerkit.optimizing import Optimizer
+    from layerkit.results import Results
     from layerkit.validating import Means
 
 DEFAULTS: dict[str, Any] = {
@@ -28,10 +29,12 @@ DEFAULTS: dict[str, Any] = {
     "interpreters": {},
     "check_seconds": 60,
     "check_memory_mb": 4096,
+    "results": "",
 }
 """Every setting under ``layerkit:`` and its default.
 
 ``jobs`` 0 means one for each processor. ``interpreters`` are paths by Python version (``"3.13": /opt/python3.13``).
+``results`` is a folder where a team shares what was proven and checked (below the root, or an absolute path).
 ``check_seconds`` and ``check_memory_mb`` bound each process that imports or calls what is being checked.
 """
 
@@ -58,31 +61,35 @@ class Settings:
     jobs: int
     interpreters: Mapping[str, str]
     bounds: Bounds
+    shared: Path | None
+
+    def results(self) -> Results:
+        """What was proven and checked before: of this user, and of the team."""
+        from layerkit.files import cache_folder
+        from layerkit.results import Results
+
+        return Results(cache_folder() / "results", self.shared)
 
     def project(self) -> Project:
         return load_project(self.root, self.default_target)
 
     def optimizer(self, target: Target) -> Optimizer:
         """What layers for ``target`` are optimized with."""
-        from layerkit.files import cache_folder
         from layerkit.interpreters import find_interpreter, interpreter_for
         from layerkit.optimizing import optimizer_for
-        from layerkit.results import Results
 
         proof = interpreter_for(target, self.interpreters)
         own = proof if isinstance(proof, Interpreter) else find_interpreter(target.python_version, self.interpreters)
-        return optimizer_for(target, proof, own, Results(cache_folder() / "results"), self.jobs)
+        return optimizer_for(target, proof, own, self.results(), self.jobs)
 
     def means(self, target: Target, *, only: Sequence[str] = (), skip: Sequence[str] = ()) -> Means:
         """What checks for ``target`` run with; ConfigurationError for a check or an interpreter that is none."""
-        from layerkit.files import cache_folder
         from layerkit.interpreters import interpreter_for
-        from layerkit.results import Results
         from layerkit.validating import Means, check_names
 
         return Means(
             interpreter_for(target, self.interpreters),
-            Results(cache_folder() / "results"),
+            self.results(),
             self.jobs,
             self.bounds,
             check_names(only, "--only"),
@@ -117,7 +124,9 @@ def settings(ctx: Context, *, runtime: str | None = None, architecture: str | No
             raise ConfigurationError(f"layerkit.{key} must be 1 or more, not {values[key]}.")
     interpreters = {str(version): str(path) for version, path in values["interpreters"].items()}
     bounds = Bounds(values["check_seconds"], values["check_memory_mb"] * MIB)
-    return Settings(find_root(), default_target, target, wanted, interpreters, bounds)
+    root = find_root()
+    shared = root / values["results"] if values["results"] else None
+    return Settings(root, default_target, target, wanted, interpreters, bounds, shared)
 
 
 def _target(runtime: str, architecture: str, runtime_from: str, architecture_from: str) -> Target:

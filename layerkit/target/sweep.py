@@ -39,6 +39,8 @@ FOLDERS: dict[str, list[str]] = {}
 """By folder: the removed paths that are listed in it."""
 MODULES: dict[str, str] = {}
 """By module name: the removed path that it is loaded from."""
+LOADABLE: dict[str, str] = {}
+"""Of these, the ones of which the report says whether they were loaded: name -> path below the tree."""
 TOUCHED: set[str] = set()
 TOKENS = (-1, -1)
 
@@ -118,6 +120,8 @@ def trace() -> None:
         # A folder that goes is missed in the listing of the one that it is in.
         FOLDERS.setdefault(os.path.dirname(whole), []).extend(below)
     MODULES.update({name: os.path.join(REQUEST["tree"], path) for name, path in REQUEST["removed_modules"].items()})
+    loadable = set(REQUEST["loadable"])
+    LOADABLE.update({name: path for name, path in REQUEST["removed_modules"].items() if path in loadable})
     if REMOVED:
         for name in ("stat", "lstat", "access"):
             setattr(os, name, wrap(getattr(os, name)))
@@ -181,6 +185,7 @@ def node(name: str, below: dict[str, Any], done: int) -> None:
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.setitimer(signal.ITIMER_REAL, 0)
     result["touched"] = sorted(os.path.relpath(path, REQUEST["tree"]) for path in TOUCHED)
+    result["loaded"] = sorted(path for name, path in LOADABLE.items() if name in sys.modules)
     say(result)
     os.write(done, b"d")
     os.write(TOKENS[1], b"t")
@@ -238,7 +243,8 @@ def reap(children: list[Child], below: dict[str, Any]) -> None:
             code = os.waitstatus_to_exitcode(status)
             late = code == -signal.SIGALRM
             error = "its time was up" if late else f"its process ended with {code}"
-            entry = {"module": child.name, "ok": False, "error": error, "late": late, "touched": None}
+            killed = code == -signal.SIGKILL
+            entry = {"module": child.name, "ok": False, "error": error, "late": late, "killed": killed, "touched": None}
             say(entry)
             unknown(below[child.name], child.name)
             os.write(TOKENS[1], b"t")

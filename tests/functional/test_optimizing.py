@@ -11,13 +11,17 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from layerkit.building import Action
+from layerkit.errors import CheckFailed, ConfigurationError
 from layerkit.interpreters import Interpreter
-from layerkit.model import Optimized
+from layerkit.model import RUNTIME_BOTO3, Optimized
 from layerkit.oracle import Oracle, modules_in
+from layerkit.results import Results
 from tests.support.checkouts import FOREIGN, HERE, Checkout
 from tests.support.index import Index
 from tests.support.wheels import make_wheel
@@ -317,7 +321,10 @@ def test_the_same_bytes_from_two_checkouts_with_nothing_cached(
 # ---- what can't be proven ----
 
 
-def test_for_a_foreign_architecture_only_what_needs_no_proof_is_done(checkout: Checkout, index: Index) -> None:
+def test_for_a_foreign_architecture_only_what_needs_no_proof_is_done(
+    checkout: Checkout, index: Index, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LAYERKIT_CACHE_DIR", str(checkout.root / "cache"))
     files: dict[str, str | bytes] = {"thing/__init__.py": "", "thing/x.h": "", "thing/x.exe": "MZ", **TEST_FILES}
     result = optimized(checkout, index, files, target="foreign")
     folder = checkout.project.tree_path("web", FOREIGN)
@@ -377,3 +384,289 @@ def test_bytecode_never_takes_a_layer_over_its_limit(checkout: Checkout, index: 
     (one,) = checkout.build(target=HERE, optimizer=checkout.optimizer()).values()
     assert 0 < result.bytecode_files < 4
     assert one.manifest.tree.size <= 4 * 1024 * 1024
+
+
+# ---- selective modules ----
+
+
+SELECTIVE: dict[str, str | bytes] = {
+    "thing/__init__.py": "from thing import _base\n",
+    "thing/_base.py": "",
+    "thing/trees/__init__.py": "from thing.shared.maths import add\n",
+    "thing/trees/_grow.py": "",
+    "thing/shared/__init__.py": "",
+    "thing/shared/maths.py": "def add(): pass\n",
+    "thing/shared/table.csv": "1,2",
+    "thing/shared/unused.py": "",
+    "thing/sample/__init__.py": "",
+    "thing/sample/data/iris.csv": "1,2",
+}
+
+
+def test_of_a_package_only_what_is_used_stays(checkout: Checkout, index: Index) -> None:
+    result = optimized(checkout, index, SELECTIVE, 'only = ["thing.trees"]\n')
+    assert files_in(tree(checkout)) == {
+        "thing/__init__.py",
+        "thing/_base.py",
+        "thing/trees/__init__.py",
+        "thing/trees/_grow.py",
+        "thing/shared/__init__.py",
+        "thing/shared/maths.py",
+        "thing/shared/table.csv",  # of a package that stays: read when it is called, perhaps
+        "thing/shared/unused.py",  # a stub
+        "thing/sample/__init__.py",  # a stub
+    }
+    (rule,) = [rule for rule in result.rules if rule.rule == "only"]
+    assert rule.outcome == "verified"
+    assert rule.restored["thing/shared/maths.py"] == "thing.trees"
+    assert 'keep = ["thing/sample"]' in run(checkout, "import thing.sample").stderr
+    assert "the rule 'only' left it out" in run(checkout, "import thing.shared.unused").stderr
+    assert run(checkout, "import thing.trees._grow").returncode == 0
+
+
+def test_the_line_that_a_stub_names_brings_the_module_back(checkout: Checkout, index: Index) -> None:
+    message = ""
+    for settings in ("", 'keep = ["thing/shared/unused.*"]\n'):
+        optimized(checkout, index, SELECTIVE, f'only = ["thing.trees"]\n{settings}')
+        done = run(checkout, "import thing.shared.unused")
+        message = message or done.stderr
+    assert 'keep = ["thing/shared/unused.*"]' in message
+    assert done.returncode == 0
+
+
+def test_what_other_distributions_load_of_it_stays(checkout: Checkout, index: Index) -> None:
+    make_wheel(index.folder, "other", "1.0", files={"other/__init__.py": "import thing.shared.unused\n"})
+    make_wheel(index.folder, "thing", "1.0", files=SELECTIVE)
+    checkout.layer("web", "thing\nother\n", 'only = ["thing.trees"]\n')
+    checkout.lock(HERE)
+    built = checkout.build(target=HERE, optimizer=checkout.optimizer())["web"].manifest.optimized
+    assert built is not None
+    assert run(checkout, "import other").returncode == 0
+    (rule,) = [rule for rule in built.rules if rule.rule == "only"]
+    assert rule.restored["thing/shared/unused.py"] == "other"
+
+
+def test_a_module_that_only_names_and_nobody_has(checkout: Checkout, index: Index) -> None:
+    make_wheel(index.folder, "thing", "1.0", files=SELECTIVE)
+    checkout.layer("web", "thing\n", 'only = ["thing.leaves"]\n')
+    checkout.lock(HERE)
+    before = checkout.snapshot()
+    with pytest.raises(ConfigurationError, match=r"only: the layer has no module 'thing\.leaves'"):
+        checkout.build(target=HERE, optimizer=checkout.optimizer())
+    assert checkout.snapshot() == before
+
+
+# ---- the runtime's own boto3 ----
+
+
+def sdk(index: Index, without: str = "") -> None:
+    for name in RUNTIME_BOTO3:
+        if name != without:
+            make_wheel(index.folder, name, "1.0", files={f"{name}/__init__.py": ""})
+
+
+def test_boto3_is_left_to_the_runtime_as_a_whole(checkout: Checkout, index: Index) -> None:
+    sdk(index)
+    make_wheel(index.folder, "thing", "1.0", files={"thing/__init__.py": ""})
+    checkout.layer("web", "\n".join(["thing", *RUNTIME_BOTO3]), 'rules = ["runtime-boto3"]\n')
+    checkout.lock(HERE)
+    built = checkout.build(target=HERE, optimizer=checkout.optimizer())["web"].manifest
+    assert built.optimized is not None
+    assert built.optimized.left_out == dict.fromkeys(RUNTIME_BOTO3, "1.0")
+    assert [found.name for found in built.distributions] == ["thing"]
+    assert {path.name for path in tree(checkout).iterdir()} == {"thing", "thing-1.0.dist-info"}
+    report = checkout.validate("web")
+    assert [finding.message for finding in report.findings] == []
+
+
+def test_boto3_stays_as_a_whole_where_something_imports_it(checkout: Checkout, index: Index) -> None:
+    sdk(index)
+    make_wheel(index.folder, "thing", "1.0", files={"thing/__init__.py": "import boto3\n"})
+    checkout.layer("web", "\n".join(["thing", *RUNTIME_BOTO3]), 'rules = ["runtime-boto3"]\n')
+    checkout.lock(HERE)
+    built = checkout.build(target=HERE, optimizer=checkout.optimizer())["web"].manifest
+    assert built.optimized is not None
+    (rule,) = [rule for rule in built.optimized.rules if rule.rule == "runtime-boto3"]
+    assert (rule.outcome, rule.files, set(rule.restored.values())) == ("rejected", 0, {"thing"})
+    assert len(built.distributions) == 6
+
+
+def test_without_all_five_of_them_nothing_is_left_out(checkout: Checkout, index: Index) -> None:
+    sdk(index, without="urllib3")
+    names = [name for name in RUNTIME_BOTO3 if name != "urllib3"]
+    checkout.layer("web", "\n".join(names), 'rules = ["runtime-boto3"]\n')
+    checkout.lock(HERE)
+    built = checkout.build(target=HERE, optimizer=checkout.optimizer())["web"].manifest
+    assert built.optimized is not None
+    (rule,) = [rule for rule in built.optimized.rules if rule.rule == "runtime-boto3"]
+    assert (rule.files, rule.restored) == (0, {})
+    assert "urllib3 is not in the layer" in rule.note
+
+
+# ---- the team's own command ----
+
+
+def with_check(checkout: Checkout, index: Index, check: str) -> None:
+    files: dict[str, str | bytes] = {
+        "thing/__init__.py": "",
+        **TEST_FILES,
+        "thing/README.md": "",
+        "thing/docs/a.txt": "",
+    }
+    make_wheel(index.folder, "thing", "1.0", files=files)
+    checkout.layer("web", "thing\n", 'verify = "python check.py"\n')
+    (checkout.root / "layers" / "web" / "check.py").write_text(check)
+    checkout.lock(HERE)
+
+
+def test_what_the_teams_command_needs_stays(checkout: Checkout, index: Index) -> None:
+    check = "import pathlib, thing\nassert (pathlib.Path(thing.__file__).parent / 'tests' / 'data.txt').read_text()\n"
+    with_check(checkout, index, check)
+    built = checkout.build(target=HERE, optimizer=checkout.optimizer())["web"].manifest.optimized
+    assert built is not None
+    rules = {rule.rule: rule for rule in built.rules}
+    assert rules["tests"].outcome == "narrowed"
+    assert rules["tests"].restored == {"thing/tests/data.txt": "(verify)"}
+    assert rules["documentation"].outcome == "verified"
+    assert files_in(tree(checkout)) == {"thing/__init__.py", "thing/tests/data.txt"}
+
+
+def test_a_command_that_fails_before_proves_nothing_after(checkout: Checkout, index: Index) -> None:
+    with_check(checkout, index, "raise SystemExit('no database here')")
+    before = checkout.snapshot()
+    with pytest.raises(CheckFailed, match=r"as its wheels made it: it ended with 1; it last said: no database here"):
+        checkout.build(target=HERE, optimizer=checkout.optimizer())
+    assert checkout.snapshot() == before
+
+
+def test_another_check_is_another_input(checkout: Checkout, index: Index) -> None:
+    with_check(checkout, index, "import thing")
+    checkout.build(target=HERE, optimizer=checkout.optimizer())
+    again = checkout.build(target=HERE, optimizer=checkout.optimizer())["web"]
+    assert again.plan.action is Action.NOTHING
+    (checkout.root / "layers" / "web" / "check.py").write_text("import thing.tests.test_it")
+    changed = checkout.build(target=HERE, optimizer=checkout.optimizer())["web"]
+    assert changed.plan.action is Action.BUILD
+    assert "thing/tests/test_it.py" in files_in(tree(checkout))
+
+
+@pytest.mark.parametrize("command", ["", "'unclosed", "nonsense-program --x", "../../elsewhere.sh"])
+def test_a_command_that_is_none(checkout: Checkout, index: Index, command: str) -> None:
+    make_wheel(index.folder, "thing", "1.0", files={"thing/__init__.py": "", **TEST_FILES})
+    checkout.layer("web", "thing\n", f"verify = {json.dumps(command)}\n")
+    done = checkout.inv("build", "--runtime", HERE.runtime, "--architecture", HERE.architecture)
+    assert done.returncode == 2, done.stderr
+    assert "verify" in done.stderr
+    assert not (checkout.root / "dist").exists()
+
+
+# ---- what ends in no result ----
+
+
+def test_an_import_that_does_not_end_is_recorded(checkout: Checkout, index: Index) -> None:
+    files: dict[str, str | bytes] = {
+        "thing/__init__.py": "",
+        "thing/waits.py": "import threading; threading.Event().wait()\n",
+        **TEST_FILES,
+    }
+    make_wheel(index.folder, "thing", "1.0", files=files)
+    checkout.layer("web", "thing\n")
+    checkout.lock(HERE)
+    optimizer = replace(checkout.optimizer(), seconds=0.3)
+    built = checkout.build(target=HERE, optimizer=optimizer)["web"].manifest.optimized
+    assert built is not None
+    assert built.late == ("thing.waits",)
+    assert built.modules == 1
+
+
+def test_a_killed_process_settles_nothing(checkout: Checkout, index: Index, tmp_path: Path) -> None:
+    files: dict[str, str | bytes] = {
+        "thing/__init__.py": "",
+        "thing/big.py": "import os, signal; os.kill(os.getpid(), signal.SIGKILL)\n",
+        **TEST_FILES,
+    }
+    make_wheel(index.folder, "thing", "1.0", files=files)
+    checkout.layer("web", "thing\n")
+    checkout.lock(HERE)
+    optimizer = replace(checkout.optimizer(), results=Results(tmp_path / "results"))
+    checkout.build(target=HERE, optimizer=optimizer)
+    assert not (tmp_path / "results" / "optimizations").exists()
+
+
+# ---- what others have decided ----
+
+
+def test_a_team_shares_what_was_decided(checkout: Checkout, index: Index, tmp_path: Path) -> None:
+    make_wheel(index.folder, "thing", "1.0", files={"thing/__init__.py": "", **TEST_FILES})
+    checkout.layer("web", "thing\n")
+    checkout.lock(HERE)
+    shared = tmp_path / "shared"
+    checkout.build(target=HERE, optimizer=replace(checkout.optimizer(), results=Results(tmp_path / "mine", shared)))
+    (decision,) = (shared / "optimizations").rglob("*.json")
+    other = Results(tmp_path / "theirs", shared)
+    said: list[str] = []
+    checkout.build(
+        target=HERE,
+        force=True,
+        optimizer=replace(checkout.optimizer(), results=other),
+        tell=lambda progress: said.append(progress.phase),
+    )
+    assert "installing" in said
+    assert "importing" not in said
+    decision.write_text(decision.read_text().replace("thing", "think", 1).replace('"modules": 1', '"modules": 7'))
+    said.clear()
+    last = Results(tmp_path / "last", shared)
+    checkout.build(
+        target=HERE,
+        force=True,
+        optimizer=replace(checkout.optimizer(), results=last),
+        tell=lambda progress: said.append(progress.phase),
+    )
+    assert "importing" in said
+
+
+def test_what_was_decided_here_holds_on_the_other_architecture(
+    checkout: Checkout, index: Index, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LAYERKIT_CACHE_DIR", str(checkout.root / "cache"))
+    files: dict[str, str | bytes] = {
+        "thing/__init__.py": "from thing.tests import test_it\n",
+        "thing/docs/a.txt": "",
+        **TEST_FILES,
+    }
+    optimized(checkout, index, files)
+    other = optimized(checkout, index, files, target="foreign")
+    folder = checkout.project.tree_path("web", FOREIGN)
+    assert files_in(folder) == {"thing/__init__.py", "thing/tests/__init__.py", "thing/tests/test_it.py"}
+    rules = {rule.rule: rule for rule in other.rules}
+    assert rules["documentation"].outcome == "transferred"
+    assert rules["tests"].outcome == "narrowed"
+    assert rules["tests"].restored == dict.fromkeys(["thing/tests/__init__.py", "thing/tests/test_it.py"], "thing")
+    assert other.unverified.startswith("this machine is")
+
+
+def test_a_file_that_is_another_there_stays(checkout: Checkout, index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LAYERKIT_CACHE_DIR", str(checkout.root / "cache"))
+    optimized(checkout, index, {"thing/__init__.py": "", **TEST_FILES})
+    make_wheel(
+        index.folder, "thing", "1.0", files={"thing/__init__.py": "", **TEST_FILES, "thing/tests/data.txt": "more"}
+    )
+    checkout.lock(FOREIGN)
+    built = checkout.build(target=FOREIGN, optimizer=checkout.optimizer(FOREIGN))["web"].manifest.optimized
+    assert built is not None
+    (rule,) = [rule for rule in built.rules if rule.rule == "tests"]
+    assert (rule.outcome, rule.files) == ("transferred", 2)
+    assert rule.note == "1 files stay that are others on the architecture where it was decided"
+
+
+def test_before_and_after_are_shown(checkout: Checkout, index: Index) -> None:
+    make_wheel(index.folder, "thing", "1.0", files={"thing/__init__.py": "", **TEST_FILES})
+    checkout.layer("web", "thing\n")
+    checkout.lock(HERE)
+    document = checkout.inv_json("optimize", "--runtime", HERE.runtime, "--architecture", HERE.architecture)
+    (layer,) = document["layers"]
+    plain = checkout.build(target=HERE)["web"].manifest
+    assert (layer["size_before"], layer["zip_size_before"]) == (plain.tree.size, layer["zip_size_before"])
+    assert 0 < layer["zip_size_before"] < plain.zip.size  # which has the label too
+    assert layer["import_seconds"] > 0
+    assert layer["import_seconds_before"] > 0
