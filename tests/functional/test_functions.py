@@ -550,3 +550,13 @@ def test_a_template_that_can_not_be_read(site: Checkout) -> None:
     done = site.inv("validate", "--target", "functions")
     assert (done.returncode, done.stdout) == (2, "")
     assert "template.yaml:2: not valid YAML" in done.stderr
+
+
+def test_what_the_runtime_brings_is_not_checked_here_and_no_finding(site: Checkout) -> None:
+    lay_out(site, "base", {"base.py": ""})
+    code = "import boto3\ndef lambda_handler(event, context):\n    return event\n"
+    function(site, "base", code=code)
+    report = validate(site, only=EVENT)
+    assert messages(report) == []
+    reason = "it imports boto3, which is the runtime's own: no layer that it attaches carries it"
+    assert reasons(report) == [("function-event", reason)]

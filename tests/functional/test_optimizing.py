@@ -479,6 +479,20 @@ def test_boto3_is_left_to_the_runtime_as_a_whole(checkout: Checkout, index: Inde
     assert [finding.message for finding in report.findings] == []
 
 
+def test_a_layer_above_that_needs_boto3_is_not_verified_here(checkout: Checkout, index: Index) -> None:
+    sdk(index)
+    make_wheel(index.folder, "thing", "1.0", files={"thing/__init__.py": "import boto3\n"}, requires=["boto3"])
+    checkout.layer("sdk", "\n".join(RUNTIME_BOTO3), 'rules = ["runtime-boto3"]\n')
+    checkout.layer("web", "thing\n", 'depends_on = ["sdk"]\n')
+    checkout.lock(HERE)
+    checkout.build(target=HERE, optimizer=checkout.optimizer())
+    report = checkout.validate()
+    assert [finding.message for finding in report.findings] == []
+    assert [(skipped.check, skipped.subject, skipped.reason) for skipped in report.skipped] == [
+        ("imports", "web", "import thing needs boto3, which is left to the runtime and is not here")
+    ]
+
+
 def test_boto3_stays_as_a_whole_where_something_imports_it(checkout: Checkout, index: Index) -> None:
     sdk(index)
     make_wheel(index.folder, "thing", "1.0", files={"thing/__init__.py": "import boto3\n"})
