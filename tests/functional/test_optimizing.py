@@ -684,3 +684,23 @@ def test_before_and_after_are_shown(checkout: Checkout, index: Index) -> None:
     assert 0 < layer["zip_size_before"] < plain.zip.size  # which has the label too
     assert layer["import_seconds"] > 0
     assert layer["import_seconds_before"] > 0
+
+
+# ---- wheels of PyPI ----
+
+
+@pytest.mark.online
+def test_numpy_testing_needs_one_of_numpys_test_modules(checkout: Checkout, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("UV_DEFAULT_INDEX")
+    monkeypatch.delenv("UV_NO_CONFIG")
+    checkout.layer("web", "numpy==2.2.5\n")
+    checkout.lock(HERE)
+    built = checkout.build(target=HERE, optimizer=checkout.optimizer())["web"].manifest.optimized
+    assert built is not None
+    rules = {rule.rule: rule for rule in built.rules}
+    assert rules["tests"].outcome == "narrowed"
+    assert "numpy/_core/tests/_natype.py" in rules["tests"].restored
+    assert rules["tests"].files > 100
+    assert run(checkout, "import numpy.testing").stderr == ""
+    report = checkout.validate("web")
+    assert report.findings == ()
