@@ -1,7 +1,8 @@
 """Private keys and credentials, recognized by their content: a name says nothing, and a CA bundle is neither.
 
 What only talks about keys is not one: a key has its header and a body of base64, a credential its own form. The
-examples of AWS's documentation, which botocore carries, are left out.
+examples of AWS's documentation, which botocore carries, are left out, and so are the keys that Microsoft publishes for
+its emulators.
 """
 
 from __future__ import annotations
@@ -13,46 +14,94 @@ from collections.abc import Iterator
 _BREAK = rb"(?:\r?\n|(?:\\+r)?\\+n)"
 # What stands before a line where a text is indented, or put together in source code.
 _BEFORE = rb"[ \t\"'+]*"
+# Ends of lines, with the headers of an encrypted key, blank ones among them; then base64, not cut short with dots.
+_BODY = (
+    rb"(?:" + _BEFORE + rb"(?:[A-Za-z-]+:[^\r\n\\]*)?" + _BREAK + rb"){1,20}"
+    + _BEFORE + rb"[A-Za-z0-9+/=]{40,}+(?!\.\.)"
+)  # fmt: skip
 
-_KEY = re.compile(
-    rb"-----BEGIN (?:[A-Z0-9]+ )*PRIVATE KEY(?: BLOCK)?-----"
-    # Ends of lines, with the headers of an encrypted key, blank ones among them.
-    rb"(?:" + _BEFORE + rb"(?:[A-Za-z-]+:[^\r\n\\]*)?" + _BREAK + rb"){1,20}" + _BEFORE + rb"[A-Za-z0-9+/=]{40}"
+_NO_WORD_BEFORE = rb"(?<![A-Za-z0-9_])"
+_NO_WORD_AFTER = rb"(?![A-Za-z0-9_])"
+# Without AWS's own examples, which end with that word.
+_AWS_SECRET = rb"[\"']?\s{0,3}[=:]\s{0,3}[\"']?(?![A-Za-z0-9/+]*EXAMPLE)[A-Za-z0-9/+]{40}(?![A-Za-z0-9/+=])"
+# The emulators of Azure Storage and of Cosmos DB have one key everywhere.
+_EMULATORS = (
+    rb"(?!Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
+    rb"|C2y6yDjf5/R\+ob0N8A7Cgv30VRDJIWEHLM\+4QDU5DE2nQ9nDuVTqobD4b8mGGyPMbIZnqyMsEcaGQy67XIw/Jw==)"
 )
 
-_AWS_SECRET = rb"[\"']?\s{0,3}[=:]\s{0,3}[\"']?[A-Za-z0-9/+]{40}(?![A-Za-z0-9/+=])"
 
-# Name, a text that is in every such credential (which is quick to look for), and the form. The forms are those that
-# their issuers document, with the prefix they gave them so that they can be found.
-_FORMS: tuple[tuple[str, bytes, re.Pattern[bytes]], ...] = (
-    ("a private key", b"PRIVATE KEY", _KEY),
-    ("an AWS access key", b"ASIA", re.compile(rb"(?<![A-Za-z0-9])ASIA[A-Z2-7]{16}(?![A-Za-z0-9])")),
-    (
-        "an AWS access key",
-        b"AKIA",
-        re.compile(rb"(?<![A-Za-z0-9])AKIA[A-Z2-7]{16}(?![A-Za-z0-9])"),
+def _form(what: str, sign: bytes, rest: bytes, before: bytes = _NO_WORD_BEFORE) -> tuple[str, bytes, re.Pattern[bytes]]:
+    return what, sign, re.compile(before + re.escape(sign) + rest)
+
+
+# Name, a text that every such credential has (which is quick to look for), and the form from there on. The forms are
+# those that their issuers document, with the prefix they gave them so that they can be found.
+_FORMS = (
+    _form("a private key", b"-----BEGIN ", rb"(?:[A-Z0-9]+ )*PRIVATE KEY(?: BLOCK)?-----" + _BODY, b""),
+    _form("a private key", b"---- BEGIN SSH2 ", rb"(?:[A-Z0-9]+ )*PRIVATE KEY ----" + _BODY, b""),
+    _form(  # a PEM text once more in base64, as settings of Kubernetes and of CI have it
+        "a private key",
+        b"LS0tLS1CRUdJTi",
+        rb"(?:BQUklWQVRFIEtFWS|BSU0EgUFJJVkFURSBLRVkt|BFQyBQUklWQVRFIEtFWS|BPUEVOU1NIIFBSSVZBVEUgS0VZ"
+        rb"|BFTkNSWVBURUQgUFJJVkFURSBLRVkt|BEU0EgUFJJVkFURSBLRVkt)[A-Za-z0-9+/=]{60}",
+        b"",
+    ),
+    _form(
+        "a private key (PuTTY)",
+        b"PuTTY-User-Key-File-",
+        rb"[123]: [\s\S]{0,8000}?Private-Lines: \d+" + _BREAK + _BEFORE + rb"[A-Za-z0-9+/=]{40}",
+        b"",
+    ),
+    *(  # the two forms of its files; a "shadowed" one is on a card
+        _form("a private key (GnuPG)", sign, rest + rb"(?:rsa|dsa|elg|ecc|ecdsa|ecdh)\s?\(", rb"(?<!shadowed-)")
+        for sign, rest in ((b"private-key (", b""), (b"private-key(", rb"\d:"))
+    ),
+    _form("a private key (age)", b"AGE-SECRET-KEY-1", rb"[0-9A-Z]{58}(?![0-9A-Za-z])", b""),
+    *(
+        _form("an AWS access key", sign, rb"(?![A-Z2-7]*EXAMPLE)[A-Z2-7]{16}(?![A-Za-z0-9])", rb"(?<![A-Za-z0-9])")
+        for sign in (b"AKIA", b"ASIA")
     ),
     *(  # in files of settings, in the environment, in what AWS's services answer
-        ("an AWS secret access key", name, re.compile(name + _AWS_SECRET))
+        _form("an AWS secret access key", name, _AWS_SECRET, b"")
         for name in (b"aws_secret_access_key", b"AWS_SECRET_ACCESS_KEY", b"SecretAccessKey")
     ),
-    ("a GitHub token", b"gh", re.compile(rb"(?<![A-Za-z0-9_])gh[pousr]_[A-Za-z0-9]{36}(?![A-Za-z0-9])")),
-    ("a GitHub token", b"github_pat_", re.compile(rb"(?<![A-Za-z0-9_])github_pat_[A-Za-z0-9_]{82}(?![A-Za-z0-9_])")),
-    ("a GitLab token", b"glpat-", re.compile(rb"(?<![A-Za-z0-9_])glpat-[A-Za-z0-9_.-]{20,}")),
-    ("a Slack token", b"xox", re.compile(rb"(?<![A-Za-z0-9])xox[abprs]-[0-9]{8,}-[0-9A-Za-z-]{20,}")),
-    ("a Stripe key", b"k_live_", re.compile(rb"(?<![A-Za-z0-9])[rs]k_live_[0-9A-Za-z]{24,}")),
-    ("a PyPI token", b"pypi-AgEIcHlwaS5vcmc", re.compile(rb"pypi-AgEIcHlwaS5vcmc[A-Za-z0-9_-]{50,}")),
-    ("an Azure storage key", b"AccountKey=", re.compile(rb"AccountKey=[A-Za-z0-9+/]{86}==")),
+    *(
+        _form("a GitHub token", sign, rb"[A-Za-z0-9]{36}(?![A-Za-z0-9])")
+        for sign in (b"ghp_", b"gho_", b"ghu_", b"ghs_", b"ghr_")
+    ),
+    _form("a GitHub token", b"github_pat_", rb"[A-Za-z0-9_]{82}" + _NO_WORD_AFTER),
+    _form("a GitLab token", b"glpat-", rb"[A-Za-z0-9_.-]{20,}"),
+    _form("a Slack token", b"xox", rb"[abprs]-[0-9]{8,}-[0-9A-Za-z-]{20,}", rb"(?<![A-Za-z0-9])"),
+    _form(
+        "a Slack webhook",
+        b"hooks.slack.com/",
+        rb"(?:services|workflows)/T[A-Z0-9]{7,}/[AB][A-Z0-9]{7,}/[A-Za-z0-9/]{24}",
+    ),
+    _form("a Stripe key", b"k_live_", rb"[0-9A-Za-z]{24,}", rb"(?<=[rs])(?<![A-Za-z0-9].)"),
+    _form("a PyPI token", b"pypi-AgEIcHlwaS5vcmc", rb"[A-Za-z0-9_-]{50,}", b""),
+    _form("an npm token", b"npm_", rb"[A-Za-z0-9]{36}" + _NO_WORD_AFTER),
+    _form("an Azure storage key", b"AccountKey=", _EMULATORS + rb"[A-Za-z0-9+/]{86}==", b""),
+    _form("an Azure access key", b"SharedAccessKey=", rb"[A-Za-z0-9+/]{43}=", b""),
+    _form("a Google API key", b"AIza", rb"[A-Za-z0-9_-]{35}(?![A-Za-z0-9_-])", rb"(?<![A-Za-z0-9_-])"),
+    _form("a Google client secret", b"GOCSPX-", rb"[A-Za-z0-9_-]{28}(?![A-Za-z0-9_-])"),
+    _form("an Anthropic key", b"sk-ant-", rb"[a-z]{3,5}\d\d-[A-Za-z0-9_-]{80,}"),
+    _form("an OpenAI key", b"sk-proj-", rb"[A-Za-z0-9_-]{40,}"),
+    _form("an OpenAI key", b"T3BlbkFJ", rb"[A-Za-z0-9]{20}(?![A-Za-z0-9])", rb"(?<=sk-[A-Za-z0-9]{20})"),
+    _form("a Hugging Face token", b"hf_", rb"[A-Za-z]{34}" + _NO_WORD_AFTER),
 )
 
-_EXAMPLE = b"EXAMPLE"
+# The bytes that no sign has: a content without them is much smaller, and has every sign that it had before.
+_IN_NO_SIGN = bytes(set(range(256)) - set(b"".join(sign for _, sign, _ in _FORMS)))
 
 
 def secrets_in(content: bytes) -> Iterator[tuple[str, int]]:
     """What secrets ``content`` has: what each is, and the line it begins in (from 1). Never the secret itself."""
-    for name, sign, form in _FORMS:
-        if sign not in content:
-            continue
-        for match in form.finditer(content):
-            if _EXAMPLE not in match[0]:
-                yield name, content.count(b"\n", 0, match.start()) + 1
+    sieved = content.translate(None, _IN_NO_SIGN)
+    for what, sign, form in _FORMS:
+        at = content.find(sign) if sign in sieved else -1
+        while at >= 0:
+            match = form.match(content, at)
+            if match:
+                yield what, content.count(b"\n", 0, at) + 1
+            at = content.find(sign, match.end() if match else at + 1)

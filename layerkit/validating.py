@@ -38,7 +38,7 @@ from layerkit.probing import Bounds, Prober
 from layerkit.results import Results, digest_of
 from layerkit.runtimes import limits, system_of
 
-RECIPE = 3
+RECIPE = 4
 """Raised whenever a check would find something else in the same content than before."""
 
 WARN_AT = 0.9

@@ -46,8 +46,17 @@ KEYS = {
     "OpenSSH": armored("OPENSSH PRIVATE KEY", width=70),
     "encrypted, with headers": ENCRYPTED,
     "PGP": armored("PGP PRIVATE KEY BLOCK", headers="\n"),
+    "SSH2": armored("SSH2 ENCRYPTED PRIVATE KEY", headers="Comment: mine\n")
+    .replace("-----", "----")
+    .replace("---BEGIN SSH2 ENCRYPTED PRIVATE KEY----", "--- BEGIN SSH2 ENCRYPTED PRIVATE KEY ----"),
+    "with an example's word in a header": armored("RSA PRIVATE KEY", headers="Comment: EXAMPLE\n\n"),
     "PGP with a version": armored("PGP PRIVATE KEY BLOCK", headers="Version: GnuPG v2\nComment: mine\n\n"),
 }
+
+PUTTY = (
+    "PuTTY-User-Key-File-3: ssh-ed25519\nEncryption: none\nComment: mine\nPublic-Lines: 2\n"
+    f"{text_of(64)}\n{text_of(16)}\nPrivate-Lines: 1\n{text_of(44)}\nPrivate-MAC: 0123\n"
+)
 
 FORMS: dict[str, Callable[[str], str]] = {
     "Windows": lambda text: text.replace("\n", "\r\n"),
@@ -100,6 +109,26 @@ def test_private_keys_in_each_form(kind: str, form: str) -> None:
         ("key = 'sk" + f"_live_{'aB3' * 8}'", "a Stripe key"),
         (f"password = pypi-AgEIcHlwaS5vcmc{text_of(60).replace('+', '-').replace('/', '_')}", "a PyPI token"),
         (f"AccountName=x;AccountKey={text_of(86)}==;", "an Azure storage key"),
+        (f"Endpoint=sb://x/;SharedAccessKeyName=y;SharedAccessKey={text_of(43)}=", "an Azure access key"),
+        (f"token: ghs_{'aB3' * 12}", "a GitHub token"),
+        ("https://hooks.slack.com/services/T0123ABCD/B0123ABCD/" + "aB3" * 8, "a Slack webhook"),
+        (f"//registry.test/:_authToken=npm_{'aB3' * 12}", "an npm token"),
+        (f"key={'AIza'}{'aB3-_' * 7}&x", "a Google API key"),
+        (f'"client_secret": "GOCSPX-{"aB3-" * 7}"', "a Google client secret"),
+        (f"ANTHROPIC_API_KEY=sk-ant-api03-{'aB3-_' * 18}AA", "an Anthropic key"),
+        (f"OPENAI_API_KEY=sk-proj-{'aB3-_' * 20}", "an OpenAI key"),
+        (f"sk-{'aB3x' * 5}T3BlbkFJ{'aB3x' * 5}", "an OpenAI key"),
+        (f"HF_TOKEN=hf_{'aB' * 17}", "a Hugging Face token"),
+        (f"client-key-data: {base64.b64encode(RSA.encode()).decode()}", "a private key"),
+        (f"KEY={base64.b64encode(KEYS['OpenSSH'].encode()).decode()}", "a private key"),
+        (f"KEY={base64.b64encode(KEYS['PKCS#8, encrypted'].encode()).decode()}", "a private key"),
+        (PUTTY, "a private key (PuTTY)"),
+        (PUTTY.replace("\n", "\r\n"), "a private key (PuTTY)"),
+        ("(11:private-key(3:rsa(1:n257:", "a private key (GnuPG)"),
+        ("(21:protected-private-key(3:ecc(5:curve7:Ed25519", "a private key (GnuPG)"),
+        ("Created: 20260101T000000\nKey: (private-key (rsa (n #00CCF4#", "a private key (GnuPG)"),
+        ("Key: (protected-private-key (ecc (curve Ed25519)", "a private key (GnuPG)"),
+        (f"# created\nAGE-SECRET-KEY-1{'Q7Z' * 19}A", "a private key (age)"),
     ],
 )
 def test_credentials_in_the_form_that_their_issuer_gives_them(text: str, what: str) -> None:
@@ -132,6 +161,21 @@ def test_credentials_in_the_form_that_their_issuer_gives_them(text: str, what: s
         f"data:font/woff;base64,{text_of(80)}AKIA{SHORT}{text_of(80)}",
         "ghp_tooshort",
         "DefaultEndpointsProtocol=https;AccountKey=...;",
+        # What everybody has who runs Microsoft's emulators.
+        "AccountName=devstoreaccount1;AccountKey="
+        "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw==;",
+        "AccountEndpoint=https://localhost:8081/;AccountKey="
+        "C2y6yDjf5/R+ob0N8A7Cgv30VRDJIWEHLM+4QDU5DE2nQ9nDuVTqobD4b8mGGyPMbIZnqyMsEcaGQy67XIw/Jw==",
+        f"-----BEGIN RSA PRIVATE KEY-----\n{text_of(58)}...fvY4+te\n-----END RSA PRIVATE KEY-----\n",
+        f"data: {base64.b64encode(armored('CERTIFICATE').encode()).decode()}",
+        PUTTY.partition("Private-Lines")[0],
+        "(20:shadowed-private-key(3:rsa(1:n257:",
+        "(10:public-key(3:rsa(1:n257:",
+        "Key: (shadowed-private-key (rsa (n #00CC#",
+        "A private-key (RSA or otherwise) is kept in private-key (form).",
+        "the_ghs_token = my_ghp_" + "a" * 36,
+        f"xhf_{'aB' * 17} hf_{'aB' * 17}_more",
+        f"AIza{'a' * 50}",
     ],
 )
 def test_what_is_no_secret(text: str) -> None:
