@@ -1,7 +1,8 @@
 """Building: from locks to trees and zips, beside what is live, and in at once.
 
 A build is a pure function of its *inputs*: the lock, the layer's own code, the target, the recipe and the tools. Their
-digest, the input identity, tells whether there is anything to do. Everything is made in ``.layerkit/work``; when all
+digest, the input identity, tells whether there is anything to do. What layers agree on, where they carry the same
+distributions, is in the manifest and in the identity as well. Everything is made in ``.layerkit/work``; when all
 layers are done, one rename of the whole to ``.layerkit/swap`` decides, and moving the parts to their places can be
 finished by any later command. The manifest goes in last: it names the tree and the zip by their hashes.
 """
@@ -13,7 +14,7 @@ import os
 import secrets
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
@@ -33,9 +34,19 @@ from layerkit.interpreters import Interpreter
 from layerkit.locking import read_lock
 from layerkit.manifests import read_manifest, render_manifest
 from layerkit.model import Artifact, Layer, Layers, Lock, Manifest, Optimized, OwnCode, Report, Severity, Target, Tree
-from layerkit.optimizing import Optimizer, Subject, optimize
+from layerkit.optimizing import Decided, Optimizer, Subject, decide
 from layerkit.processes import end_all, uninterrupted
 from layerkit.project import Project
+from layerkit.sharing import (
+    Agreed,
+    agree_in_stacks,
+    agreed_in_place,
+    disagreeing,
+    disagreements,
+    own_in_place,
+    sharers_of,
+    whole_identity,
+)
 from layerkit.validating import Means, validate_layers
 
 RECIPE = 2
@@ -61,13 +72,19 @@ class LayerPlan:
     layer: Layer
     lock: Lock
     inputs: str
+    """The input identity of the layer on its own."""
     own_code: str
     """Digest of the layer's own code."""
     depends_on: dict[str, str]
+    """The input identities of the layers that it depends on, as far as they are known."""
     action: Action
     reason: str
     current: Manifest | None
     """The last build's manifest, where there is one that counts."""
+
+    @property
+    def builds(self) -> bool:
+        return self.action is Action.BUILD
 
 
 @dataclass(frozen=True)
@@ -117,7 +134,7 @@ def kinship(project: Project, name: str, target: Target) -> str:
 
 
 def input_identity(project: Project, layer: Layer, lock: Lock, own_code: str, optimizer: Optimizer | None) -> str:
-    """SHA-256 (hex) over all inputs of a layer's build. Nothing of other layers is among them.
+    """SHA-256 (hex) over all inputs of a layer's build on its own. Nothing of other layers is among them.
 
     ``optimizer`` is None where the layer is left as its wheels made it.
     """
@@ -152,25 +169,63 @@ def plan_build(
 
     Reads manifests, locks and own code, never a tree. Raises ConfigurationError for a layer without a lock.
     """
+    wanted = project.layers.with_dependencies(names)
+    for name in wanted:
+        if read_lock(project, name, target) is None:
+            raise ConfigurationError(f"{name} has no lock for {target}.", "Run `inv lock`.")
+    plans = _plans(project, target, wanted, optimizer, names if force else ())
+    if optimizer:
+        known = {**_elsewhere(project, target, plans, optimizer), **plans}
+        current = {name: plan.current for name, plan in known.items() if plan.current and not plan.builds}
+        apart = disagreeing(project, target, current)
+        plans = {
+            name: replace(plan, action=Action.BUILD, reason=apart[name]) if name in apart else plan
+            for name, plan in plans.items()
+        }
+    return tuple(plans.values())
+
+
+def _plans(
+    project: Project, target: Target, names: Sequence[str], optimizer: Optimizer | None, forced: Collection[str]
+) -> dict[str, LayerPlan]:
+    """What there is to do for ``names``, dependencies first, each as if it were alone in its stack."""
     identities: dict[str, str] = {}
-    plans = []
-    for name in project.layers.with_dependencies(names):
+    plans = {}
+    for name in names:
         layer = project.layers[name]
         lock = read_lock(project, name, target)
-        if lock is None:
-            raise ConfigurationError(f"{name} has no lock for {target}.", "Run `inv lock`.")
+        assert lock is not None  # asked by who calls
         own_code = trees.own_code_digest(project.own_code(name))
-        identities[name] = input_identity(project, layer, lock, own_code, optimizer)
-        needed = {other: identities[other] for other in project.layers.dependencies(name)}
+        inputs = input_identity(project, layer, lock, own_code, optimizer)
         manifest = read_manifest(project.manifest_path(name, target))
+        identities[name] = whole_identity(inputs, manifest.optimized if manifest else None)
+        needed = {other: identities[other] for other in project.layers.dependencies(name)}
         reason = _why_build(project, target, manifest, name, identities[name])
-        if force and name in names:
+        if name in forced:
             reason = reason or "asked for"
         action = Action.BUILD if reason else Action.NOTHING
         if not reason and manifest and dict(manifest.depends_on) != needed:
-            action, reason = Action.RELABEL, "a layer it depends on has changed"
-        plans.append(LayerPlan(layer, lock, identities[name], own_code, needed, action, reason, manifest))
-    return tuple(plans)
+            action, reason = Action.RELABEL, _RELABELLED
+        plans[name] = LayerPlan(layer, lock, inputs, own_code, needed, action, reason, manifest)
+    return plans
+
+
+_RELABELLED = "a layer it depends on has changed"
+
+
+def _elsewhere(project: Project, target: Target, plans: Collection[str], optimizer: Optimizer) -> dict[str, LayerPlan]:
+    """The plans of layers that are none of ``plans`` but share a distribution in one of their stacks, and of what these
+    depend on."""
+    sharers = sharers_of(project, target, plans)
+    if sharers <= set(plans):
+        return {}
+    names = [
+        name
+        for name in project.layers.with_dependencies(sharers)
+        if all(read_lock(project, other, target) for other in project.layers.with_dependencies([name]))
+    ]
+    found = _plans(project, target, names, optimizer, ())
+    return {name: plan for name, plan in found.items() if name not in plans}
 
 
 def _why_build(project: Project, target: Target, manifest: Manifest | None, name: str, inputs: str) -> str:
@@ -264,45 +319,27 @@ def _build_all(
     compare: bool,
     tell: Callable[[Progress], None],
 ) -> tuple[Built, ...]:
-    """Layers side by side: while one is being compressed the next is being installed.
-
-    They are optimized one after the other, since each needs those below it as they will be, and uses all processors.
-    """
+    """Layers side by side: while one is being compressed the next is being installed."""
+    target = plans[0].lock.target
     cache: CompressedFiles | None = None
-    if any(plan.action is Action.BUILD for plan in plans):
+    if any(plan.builds for plan in plans):
         cache = CompressedFiles(cache_folder())
     compressing = ThreadPoolExecutor(max_workers=jobs, thread_name_prefix="compress")
     layering = ThreadPoolExecutor(max_workers=jobs, thread_name_prefix="layer")
 
-    making = _Making(project, {plan.layer.name: plan for plan in plans}, work, uv, compressing, cache, compare, tell)
-
-    def one(plan: LayerPlan) -> Built:
-        if plan.action is Action.BUILD:
-            return making.zip(plan, making.install(plan))
-        assert plan.current is not None  # only a layer with a manifest needs no build
-        if plan.action is Action.RELABEL:
-            (work / "staged" / plan.layer.name).mkdir()
-            return Built(plan, replace(plan.current, depends_on=plan.depends_on))
-        return Built(plan, plan.current)
-
-    def optimized(plan: LayerPlan, installed: Future[_Installed], optimizer: Optimizer) -> Future[Built]:
-        return layering.submit(making.zip, plan, making.optimize(plan, installed.result(), optimizer))
-
+    making = _Making(
+        project, target, {plan.layer.name: plan for plan in plans}, work, uv, compressing, cache, compare, tell
+    )
     try:
-        if optimizer:
-            building = [plan for plan in plans if plan.action is Action.BUILD]
-            installing = {plan.layer.name: layering.submit(making.install, plan) for plan in building}
-            _all_or_first_failure(list(installing.values()))
-            futures = [
-                optimized(plan, installing[plan.layer.name], optimizer)
-                if plan in building
-                else layering.submit(one, plan)
-                for plan in plans
-            ]
+        futures: dict[str, Future[Built]] = {}
+        building = [plan for plan in plans if plan.builds]
+        if optimizer and building:
+            futures = _optimized(making, building, optimizer, layering)
         else:
-            futures = [layering.submit(one, plan) for plan in plans]
-        built = tuple(_all_or_first_failure(futures))
-        return tuple(making.timed(one, optimizer) for one in built) if compare and optimizer else built
+            futures = {plan.layer.name: layering.submit(making.make, plan) for plan in building}
+        built = dict(zip(futures, _all_or_first_failure(list(futures.values())), strict=True))
+        results = making.labelled(built)
+        return tuple(making.timed(one, optimizer) for one in results) if compare and optimizer else results
     except BaseException:
         # A layer that waits for an installer or for compressed files is told so, and its thread ends.
         end_all()
@@ -313,6 +350,58 @@ def _build_all(
         compressing.shutdown()
         if cache:
             cache.close()
+
+
+def _optimized(
+    making: _Making, plans: Sequence[LayerPlan], optimizer: Optimizer, layering: ThreadPoolExecutor
+) -> dict[str, Future[Built]]:
+    """Install, optimize and zip ``plans``, and layers in place that have to agree with them on something else now.
+
+    Layers are optimized one after the other, since each needs those below it, and uses all processors. Those that
+    share a distribution are finished when all have decided. What is put back then in a layer was not there while those
+    above it decided: it takes nothing from them that they had.
+    """
+    project, target = making.project, making.target
+    sharers = sharers_of(project, target, making.plans)
+    elsewhere = _elsewhere(project, target, making.plans, optimizer)
+    # Who would have to be built on layers that are not what they should be has no say until these are built.
+    in_place = {
+        name: plan.current
+        for name, plan in {**elsewhere, **making.plans}.items()
+        if name in sharers and not plan.builds and plan.current and plan.current.optimized
+        if not any(one.builds for other in project.layers.dependencies(name) if (one := elsewhere.get(other)))
+    }
+    owns = {name: own_in_place(project, manifest) for name, manifest in in_place.items()}
+    before = {name: agreed_in_place(manifest) for name, manifest in in_place.items()}
+    decided: dict[str, tuple[_Installed, Decided]] = {}
+    futures: dict[str, Future[Built]] = {}
+
+    def finish(name: str, agreed: Agreed) -> None:
+        installed, decision = decided[name]
+        done = replace(installed, optimized=decision.finish(agreed))
+        futures[name] = layering.submit(making.zip, making.plans[name], done)
+
+    agreed: dict[str, Agreed] = {}
+    pending = list(plans)
+    while pending:
+        installing = {plan.layer.name: layering.submit(making.install, plan) for plan in pending}
+        _all_or_first_failure(list(installing.values()))
+        for plan in pending:
+            name = plan.layer.name
+            decided[name] = (installing[name].result(), making.decide(plan, optimizer))
+            owns[name] = decided[name][1].own
+            if name not in sharers:
+                finish(name, agree_in_stacks(project, {name: owns[name]})[name])
+        agreed = agree_in_stacks(project, owns)
+        left = {name: one for name, one in before.items() if name not in decided}
+        pending = [
+            making.join(name, why, elsewhere)
+            for name, why in disagreements(project, target, owns, left, agreed).items()
+        ]
+    for name in decided:
+        if name in sharers:
+            finish(name, agreed[name])
+    return futures
 
 
 def _all_or_first_failure(futures: Sequence[Future[_T]]) -> list[_T]:
@@ -338,7 +427,8 @@ class _Making:
     """What the steps of building one layer share."""
 
     project: Project
-    plans: Mapping[str, LayerPlan]
+    target: Target
+    plans: dict[str, LayerPlan]
     work: Path
     uv: Uv
     pool: ThreadPoolExecutor
@@ -355,7 +445,7 @@ class _Making:
     def tree(self, name: str) -> Path:
         """Where a layer's tree is now: staged, or in its place where it is not built."""
         plan = self.plans[name]
-        if plan.action is Action.BUILD:
+        if plan.builds:
             return self.staged(name) / TREE
         return self.project.tree_path(name, plan.lock.target)
 
@@ -388,7 +478,19 @@ class _Making:
             own = OwnCode(files, size)
         return _Installed(started, own, settled)
 
-    def optimize(self, plan: LayerPlan, installed: _Installed, optimizer: Optimizer) -> _Installed:
+    def make(self, plan: LayerPlan) -> Built:
+        """Install and zip a layer as its wheels have it."""
+        return self.zip(plan, self.install(plan))
+
+    def join(self, name: str, why: str, elsewhere: Mapping[str, LayerPlan]) -> LayerPlan:
+        """Take a layer that lies in its place into the run, to be built, with those that it depends on."""
+        for other in (*self.project.layers.dependencies(name), name):
+            if other not in self.plans:
+                self.plans[other] = elsewhere[other]
+        self.plans[name] = replace(self.plans[name], action=Action.BUILD, reason=why)
+        return self.plans[name]
+
+    def decide(self, plan: LayerPlan, optimizer: Optimizer) -> Decided:
         name = plan.layer.name
         below = self.project.layers.dependencies(name)
         subject = Subject(
@@ -396,20 +498,40 @@ class _Making:
             self.tree(name),
             plan.inputs,
             self.project.layer_folder(name),
-            kinship(self.project, name, plan.lock.target),
+            kinship(self.project, name, self.target),
             tuple(self.tree(other) for other in below),
             tuple(self.plans[other].inputs for other in below),
         )
         if self.compare:
             shutil.copytree(subject.tree, self.plain(name), symlinks=True)
-        optimized = optimize(
+        return decide(
             subject,
             optimizer,
             self.scratch(name),
             self.work / "bytecode",
             lambda phase: self.tell(Progress(name, phase)),
         )
-        return replace(installed, optimized=optimized)
+
+    def labelled(self, built: Mapping[str, Built]) -> tuple[Built, ...]:
+        """The outcome for every layer, with the identities of those it depends on, which are known now."""
+        plans = [self.plans[name] for name in self.project.layers if name in self.plans]
+        identities = {name: one.manifest.inputs for name, one in built.items()}
+        identities |= {plan.layer.name: plan.current.inputs for plan in plans if plan.current and not plan.builds}
+        results = []
+        for plan in plans:
+            name = plan.layer.name
+            needed = {other: identities[other] for other in self.project.layers.dependencies(name)}
+            if name in built:
+                results.append(replace(built[name], manifest=replace(built[name].manifest, depends_on=needed)))
+                continue
+            assert plan.current is not None  # only a layer with a manifest needs no build
+            manifest = replace(plan.current, depends_on=needed)
+            changed = dict(plan.current.depends_on) != needed
+            if changed:
+                self.staged(name).mkdir()
+            action, reason = (Action.RELABEL, _RELABELLED) if changed else (Action.NOTHING, "")
+            results.append(Built(replace(plan, action=action, reason=reason), manifest))
+        return tuple(results)
 
     def zip(self, plan: LayerPlan, installed: _Installed) -> Built:
         layer, target = plan.layer, plan.lock.target
@@ -424,7 +546,8 @@ class _Making:
             self.tell(Progress(layer.name, "zipping", done, total))
 
         self.tell(Progress(layer.name, "zipping", 0, total))
-        label = Source(f"layerkit/{layer.name}.json", 0, content=_label(plan))
+        inputs = whole_identity(plan.inputs, installed.optimized)
+        label = Source(f"layerkit/{layer.name}.json", 0, content=_label(plan, inputs))
         written = write_zip(staged / "layer.zip", [*found, label], pool=self.pool, cache=self.cache, advanced=advanced)
 
         below = {
@@ -433,7 +556,7 @@ class _Making:
         manifest = Manifest(
             layer=layer.name,
             target=target,
-            inputs=plan.inputs,
+            inputs=inputs,
             depends_on=plan.depends_on,
             distributions=trees.distributions(tree, plan.lock.packages, below),
             own_code=installed.own_code,
@@ -479,12 +602,12 @@ class _Making:
         return replace(built, comparison=replace(built.comparison, import_seconds=before, import_seconds_after=after))
 
 
-def _label(plan: LayerPlan) -> bytes:
+def _label(plan: LayerPlan, inputs: str) -> bytes:
     """What a running function can read in ``/opt/layerkit/<layer>.json`` of what it runs with."""
     label = {
         "schema": 1,
         "layer": plan.layer.name,
-        "inputs": plan.inputs,
+        "inputs": inputs,
         "target": str(plan.lock.target),
         "depends_on": sorted(plan.layer.depends_on),
     }
@@ -524,7 +647,7 @@ def _validated(
     for result in built:
         name = result.plan.layer.name
         one = _live(project, result)
-        if result.plan.action is Action.BUILD:
+        if result.plan.builds:
             one = replace(one, tree=staged / name / TREE, archive=staged / name / "layer.zip")
         where[name] = one
     target = built[0].plan.lock.target

@@ -18,7 +18,7 @@ from layerkit.bytecode import Bytecode
 from layerkit.errors import CheckFailed
 from layerkit.model import VERIFY
 from layerkit.oracle import Going, Imported, Oracle, modules_in
-from layerkit.rules import Rule, stub_path, stubs_for
+from layerkit.rules import Rule, stub, stub_path, stubs_for
 from layerkit.verifying import Verification
 
 
@@ -64,9 +64,9 @@ class Proposals:
         return frozenset(path for rule in self.rules if wanted(rule) for path in self.paths[rule.name])
 
     def stubs(self, is_gone: Callable[[str], bool]) -> dict[str, str]:
-        """The stubs that stand for what is gone: path -> source."""
+        """Where stubs stand for what is gone: path -> rule."""
         gone = {name: [path for path in found if is_gone(path)] for name, found in self.paths.items()}
-        return stubs_for(self.layer, self.rules, gone, self.present)
+        return stubs_for(self.rules, gone, self.present)
 
 
 @dataclass(frozen=True)
@@ -99,17 +99,20 @@ class Shelf:
     def is_out(self, path: str) -> bool:
         return os.path.lexists(self.aside / path)
 
-    def write_stubs(self) -> set[str]:
-        """Stubs for what is out, and none elsewhere; their paths."""
-        wanted = self.proposals.stubs(self.is_out)
+    def write_stubs(self, agreed: Mapping[str, Mapping[str, str]] | None = None) -> None:
+        """Stubs for what is out, and none elsewhere.
+
+        They name this layer, or those of ``agreed`` (path -> layer -> rule), which then has every stub's path.
+        """
+        own = {path: {self.proposals.layer: rule} for path, rule in self.proposals.stubs(self.is_out).items()}
+        wanted = own if agreed is None else agreed
         for path in self.proposals.possible_stubs - wanted.keys():
             # What stands there is the file itself, unless that is out or never was.
             if self.is_out(path) or path not in self.proposals.present:
                 (self.tree / path).unlink(missing_ok=True)
-        for path, source in wanted.items():
+        for path, by in wanted.items():
             (self.tree / path).parent.mkdir(parents=True, exist_ok=True)
-            (self.tree / path).write_text(source, encoding="utf-8")
-        return set(wanted)
+            (self.tree / path).write_text(stub(path, by), encoding="utf-8")
 
 
 @dataclass(frozen=True)

@@ -141,8 +141,8 @@ def _checkout(project: Project, broken: Mapping[str, LayerkitError], optimizer: 
         else:
             because = f" ({standing.reason})" if standing.reason else ""
             yield Diagnosis(topic, standing.name, Condition.THERE, f"{standing.state.value}{because}")
-    if (project.state / "swap").is_dir():
-        detail = "a build was interrupted while it was put in place"
+    if any((project.state / name).is_dir() for name in ("swap", "update")):
+        detail = "a build or update was interrupted while it was put in place"
         yield Diagnosis(topic, "swap", Condition.PROBLEM, detail, "The next `inv build` or `inv lock` finishes it.")
     for folder in sorted((project.state / "failed").glob("*")):
         detail = f"{project.relative(folder)} is a build that validation did not let in"

@@ -137,7 +137,7 @@ def stale(project: Project, stack: Sequence[Layer], target: Target) -> dict[str,
     """
     reasons: dict[str, str] = {}
     locks: dict[str, Lock] = {}
-    waiting = decided(_journal(project))
+    waiting = decided(journal(project))
     for layer in stack:
         lock = read_lock(project, layer.name, target)
         if project.relative(project.lock_path(layer.name, target)) in waiting:
@@ -169,7 +169,7 @@ def stale(project: Project, stack: Sequence[Layer], target: Target) -> dict[str,
 def _not_allowed(layer: Layer, locks: Mapping[str, Lock], target: Target) -> str:
     """Which version, of the layer's own lock or of a layer it counts on, its requirements do not allow; else empty."""
     own = locks[layer.name]
-    environment = _markers(target)
+    environment = markers(target)
     for requirement in layer.requirements:
         parsed = ParsedRequirement(requirement.text)
         if parsed.marker and not parsed.marker.evaluate(environment):
@@ -182,7 +182,7 @@ def _not_allowed(layer: Layer, locks: Mapping[str, Lock], target: Target) -> str
     return ""
 
 
-def _markers(target: Target) -> dict[str, str]:
+def markers(target: Target) -> dict[str, str]:
     """What the markers of requirements are judged by: what uv takes them to be on ``target``."""
     full_version = f"{target.python_version}.0"
     return {
@@ -286,7 +286,8 @@ def _names(layers: Iterable[Layer], locks: Mapping[str, Lock | None]) -> set[str
     return asked | {package.name for lock in locks.values() if lock for package in lock.packages}
 
 
-def _journal(project: Project) -> Path:
+def journal(project: Project) -> Path:
+    """Where new locks, and requirements that change with them, wait once it is decided that they get in."""
     return project.state / "new-locks"
 
 
@@ -297,15 +298,16 @@ def _write(project: Project, locks: Iterable[Lock], scratch: Path) -> None:
     }
     if contents:
         with uninterrupted():
-            write_set(contents, project.root, scratch, _journal(project))
+            write_set(contents, project.root, scratch, journal(project))
 
 
 def finish_locks(project: Project) -> bool:
-    """Put in place what an interrupted ``lock`` had decided on; whether there was anything.
+    """Put in place what an interrupted ``lock`` or ``update`` had decided on; whether there was anything.
 
-    The caller holds the checkout's lock. Safe to call again after a kill at any moment.
+    Requirements may change by it, so whoever has read them before reads them again. The caller holds the checkout's
+    lock. Safe to call again after a kill at any moment.
     """
-    return finish_set(_journal(project), project.root)
+    return finish_set(journal(project), project.root)
 
 
 class _Resolution:

@@ -51,7 +51,8 @@ def _optimized(document: Any) -> Optimized | None:
     if document is None:
         return None
     rules = tuple(RuleResult(**rule) for rule in document["rules"])
-    return Optimized(**{**document, "rules": rules, "late": tuple(document["late"])})
+    # Without its stubs a tree can't be told from one that kept what they stand for.
+    return Optimized(**{**document, "rules": rules, "late": tuple(document["late"]), "stubs": document["stubs"]})
 
 
 def read_manifest(path: Path) -> Manifest | None:

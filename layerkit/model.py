@@ -22,6 +22,17 @@ RUNTIME_BOTO3 = ("boto3", "botocore", "s3transfer", "jmespath", "urllib3")
 VERIFY = "(verify)"
 """In place of an import's name: the team's own command is what needs something."""
 
+
+def kept_by(layer: str) -> str:
+    """In place of an import's name: another layer of the stack, which carries the same distribution, keeps it."""
+    return f"(layer {layer})"
+
+
+def keeper(reason: str) -> str:
+    """The layer that ``kept_by`` was given; empty for an import's name and VERIFY."""
+    return reason.removeprefix("(layer ").removesuffix(")") if reason.startswith("(layer ") else ""
+
+
 LAYER_NAME = re.compile(r"[A-Za-z0-9_-]{1,140}")
 """What AWS accepts as LayerName (API reference, PublishLayerVersion), apart from the ARN form."""
 
@@ -118,6 +129,21 @@ class Optimization:
 
 
 @dataclass(frozen=True)
+class Exemption:
+    """A team's word that something a scan finds does not matter, why, and until when."""
+
+    id: str
+    """An advisory by any of its names, or ``KIND:PATH`` of a suspicious file."""
+    reason: str
+    expires: date
+    """The last day on which it holds."""
+    where: str
+    """The file that has it, for messages."""
+    layer: str = ""
+    """The layer that it is for; empty: all."""
+
+
+@dataclass(frozen=True)
 class Layer:
     """A folder in ``layers/`` and what its ``layer.toml`` says."""
 
@@ -137,6 +163,8 @@ class Layer:
     imports: tuple[str, ...] = ()
     """Modules that have to import on Lambda; empty: every top-level one."""
     optimization: Optimization = field(default_factory=Optimization)
+    exemptions: tuple[Exemption, ...] = ()
+    """What of a security scan does not count for it."""
     has_own_code: bool = False
 
     @property
@@ -335,7 +363,7 @@ class RuleResult:
     size: int
     """Bytes that are gone."""
     restored: Mapping[str, str] = field(default_factory=dict)
-    """Path -> the import that needs it, or VERIFY."""
+    """Path -> the import that needs it, VERIFY, or ``kept_by`` another layer."""
     note: str = ""
     """What else a person should know, such as why it proposed nothing."""
 
@@ -353,6 +381,8 @@ class Optimized:
     """Modules whose import had not ended in time with everything in place, so that nothing is proven for them."""
     left_out: Mapping[str, str] = field(default_factory=dict)
     """Distributions of the lock that a rule took as a whole, with their versions."""
+    stubs: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    """Where a stub stands for what is gone: path -> the layers that let it go, each with its rule."""
     bytecode_files: int = 0
     bytecode_size: int = 0
     interpreter: str = ""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -19,10 +19,11 @@ from layerkit.bytecode import Bytecode
 from layerkit.deciding import Decision, Proposals, Shelf, Trial, files_in
 from layerkit.interpreters import Interpreter, Unavailable
 from layerkit.metadata import top_level_modules
-from layerkit.model import MIB, VERIFY, Layer, Optimized, RuleResult, Target
+from layerkit.model import MIB, VERIFY, Layer, Optimized, RuleResult, Target, kept_by
 from layerkit.oracle import Oracle, modules_in
 from layerkit.results import Results, digest_of
-from layerkit.rules import check_only, check_services, propose, rules_for
+from layerkit.rules import Rule, check_only, check_services, propose, rules_for
+from layerkit.sharing import SYMBOLS, Agreed, Own, can_be_stripped, staying
 from layerkit.stripping import Stripper
 from layerkit.verifying import Verification
 
@@ -85,14 +86,14 @@ class Subject:
     below_content: tuple[str, ...] = ()
 
 
-def optimize(
+def decide(
     subject: Subject,
     optimizer: Optimizer,
     scratch: Path,
     prefix: Path,
     tell: Callable[[str], None] = lambda phase: None,
-) -> Optimized:
-    """Optimize ``subject.tree`` in place.
+) -> Decided:
+    """Decide what goes from ``subject.tree``, and take it out; ``Decided.finish`` does the rest.
 
     ``scratch`` is a folder for temporary files on the same disk; ``prefix`` one for bytecode, which the layers of a run
     share. Raises ConfigurationError for a rule or a module that does not exist, CheckFailed when the team's command
@@ -100,45 +101,87 @@ def optimize(
     """
     work = _Work.on(subject, optimizer, scratch, prefix, tell)
     decision = work.decide()
-    gone = [path for path in work.shelf.proposals.all if not decision.stays(path)]
+    gone = frozenset(path for path in work.shelf.proposals.all if not decision.stays(path))
     sizes = {path: (subject.tree / path).lstat().st_size for path in work.shelf.proposals.all}
     digests = work.digests(gone)
     before = {found.name: found.version for found in trees.installed(subject.tree)}
-    changed = work.apply(gone)
-    results = [work.result(rule.name, decision, sizes) for rule in work.shelf.proposals.rules]
-    if optimizer.stripper and "debug-symbols" not in subject.layer.optimization.skip_rules:
+    work.shelf.take(gone)
+    symbols = None
+    if optimizer.stripper and SYMBOLS not in subject.layer.optimization.skip_rules:
         tell("stripping")
-        stripped = work.strip(optimizer.stripper)
-        changed |= stripped.files
-        results.append(stripped.result)
-    added: dict[str, int] = {}
-    if work.bytecode and subject.layer.optimization.bytecode != "off":
-        tell("compiling")
-        added = work.add_bytecode(work.bytecode)
-    trees.record_what_is_there(subject.tree, changed, added)
-    if digests and decision.settled:
-        optimizer.results.put(
-            "transfers",
-            subject.kin,
-            {"gone": digests, "restored": {**decision.closure, **decision.restored}, "loads": work.loads()},
+        symbols = work.strip(optimizer.stripper)
+    # In what order is decided alone as well: it is known for the other architecture before others have been heard.
+    transfers = bool(digests) and decision.settled
+    loads = work.loads() if transfers or work.adds_bytecode else []
+    if transfers:
+        restored = {**decision.closure, **decision.restored}
+        optimizer.results.put("transfers", subject.kin, {"gone": digests, "restored": restored, "loads": loads})
+    return Decided(work, decision, gone, sizes, before, symbols, loads)
+
+
+@dataclass(frozen=True)
+class Decided:
+    """What one layer decided alone: what goes is out of its tree, but still at hand."""
+
+    work: _Work
+    decision: Decision
+    gone: frozenset[str]
+    sizes: Mapping[str, int]
+    """Bytes of each path that a rule proposed."""
+    before: Mapping[str, str]
+    """The distributions that were installed, with their versions."""
+    symbols: _Symbols | None
+    loads: Sequence[str]
+
+    @property
+    def own(self) -> Own:
+        """What the layers that carry the same distributions have to know of it."""
+        return Own(
+            stays=staying(self.work.tree, self._stubs(())),
+            stubs=self._stubs,
+            strips=self.symbols is not None,
+            unstripped=frozenset(self.symbols.restored) if self.symbols else frozenset(),
         )
-    after = {found.name for found in trees.installed(subject.tree)}
-    return Optimized(
-        rules=tuple(results),
-        modules=decision.modules,
-        unverified=optimizer.proof.reason if isinstance(optimizer.proof, Unavailable) else "",
-        late=tuple(decision.late),
-        left_out={name: version for name, version in before.items() if name not in after},
-        bytecode_files=len(added),
-        bytecode_size=sum(added.values()),
-        interpreter=optimizer.compiler.version if optimizer.compiler and added else "",
-    )
+
+    def _stubs(self, staying: Collection[str]) -> dict[str, str]:
+        return self.work.shelf.proposals.stubs(lambda path: path in self.gone and path not in staying)
+
+    def finish(self, agreed: Agreed) -> Optimized:
+        """Put back what other layers keep, and make the tree what it is to be."""
+        work, optimizer = self.work, self.work.optimizer
+        work.shelf.put_back(agreed.files)
+        work.shelf.write_stubs(agreed.stubs)
+        shutil.rmtree(work.shelf.aside, ignore_errors=True)
+        results = [work.result(rule, self.decision, agreed.files, self.sizes) for rule in work.shelf.proposals.rules]
+        changed = set(agreed.stubs)
+        if self.symbols and optimizer.stripper:
+            # It has been loaded where it stays for its own sake.
+            back = [path for path in agreed.files if can_be_stripped(path) and path not in agreed.symbols]
+            saved = self.symbols.saved | optimizer.stripper.strip(work.tree, back, work.kept, optimizer.jobs)
+            results.append(work.leave_symbols(saved, self.symbols.restored, agreed.symbols))
+            changed |= saved.keys()
+        added = work.add_bytecode(self.loads) if work.adds_bytecode else {}
+        trees.record_what_is_there(work.tree, changed, added)
+        after = {found.name for found in trees.installed(work.tree)}
+        return Optimized(
+            rules=tuple(results),
+            modules=self.decision.modules,
+            unverified=optimizer.proof.reason if isinstance(optimizer.proof, Unavailable) else "",
+            late=tuple(self.decision.late),
+            left_out={name: version for name, version in self.before.items() if name not in after},
+            stubs=agreed.stubs,
+            bytecode_files=len(added),
+            bytecode_size=sum(added.values()),
+            interpreter=optimizer.compiler.version if optimizer.compiler and added else "",
+        )
 
 
-@dataclass
-class _Stripped:
-    files: set[str]
-    result: RuleResult
+@dataclass(frozen=True)
+class _Symbols:
+    """Extension modules without their debug symbols: path -> bytes saved; and those that have them back, with why."""
+
+    saved: dict[str, int]
+    restored: dict[str, str]
 
 
 @dataclass
@@ -261,22 +304,13 @@ class _Work:
             return {}
         return {path: _digest(self.tree / path) for path in gone if not path.endswith(".so")}
 
-    def apply(self, gone: Sequence[str]) -> set[str]:
-        """Take out of the tree what goes for good; the stubs that were written."""
-        self.shelf.take(gone)
-        stubs = self.shelf.write_stubs()
-        shutil.rmtree(self.shelf.aside, ignore_errors=True)
-        return stubs
-
-    def result(self, name: str, decision: Decision, sizes: Mapping[str, int]) -> RuleResult:
-        """What became of a rule."""
-        (rule,) = [rule for rule in self.shelf.proposals.rules if rule.name == name]
-        proposed = self.shelf.proposals.paths[name]
-        restored = {
-            path: reason for path in proposed if (reason := decision.restored.get(path) or decision.closure.get(path))
-        }
-        gone = [path for path in proposed if not decision.stays(path)]
-        needed = [path for path in proposed if path in decision.restored]
+    def result(self, rule: Rule, decision: Decision, shared: Mapping[str, str], sizes: Mapping[str, int]) -> RuleResult:
+        """What became of a rule; ``shared`` is what stays for the sake of another layer, path -> its name."""
+        proposed = self.shelf.proposals.paths[rule.name]
+        why = {**{path: kept_by(name) for path, name in shared.items()}, **decision.closure, **decision.restored}
+        restored = {path: why[path] for path in proposed if why.get(path)}
+        gone = [path for path in proposed if path not in why]
+        needed = [path for path in proposed if path in decision.restored or path in shared]
         if self.oracle:
             outcome = "verified"
             note = rule.why_nothing(self.tree) if not proposed else ""
@@ -286,32 +320,43 @@ class _Work:
             note = f"{others} files stay that are others on the architecture where it was decided" if others else ""
         if needed:
             outcome = "narrowed" if gone else "rejected"
-        return RuleResult(name, outcome, len(gone), sum(sizes[path] for path in gone), restored, note)
+        return RuleResult(rule.name, outcome, len(gone), sum(sizes[path] for path in gone), restored, note)
 
     # ---- debug symbols ----
 
-    def strip(self, stripper: Stripper) -> _Stripped:
+    @property
+    def kept(self) -> Path:
+        """Where extension modules lie as they were before they were stripped."""
+        return self.scratch / "unstripped"
+
+    def strip(self, stripper: Stripper) -> _Symbols:
         """Take debug symbols out of extension modules, and load each once; one that then fails gets them back."""
-        libraries = [
-            path
-            for path in self.own
-            if path.endswith(".so") and (self.tree / path).is_file() and not path.split("/")[0].endswith(".libs")
-        ]
-        kept = self.scratch / "unstripped"
-        saved = stripper.strip(self.tree, libraries, kept, self.optimizer.jobs)
+        libraries = [path for path in self.own if can_be_stripped(path) and (self.tree / path).is_file()]
+        saved = stripper.strip(self.tree, libraries, self.kept, self.optimizer.jobs)
         known: dict[str, str] | None = self.optimizer.results.get("stripped", self.key)
         restored = known or {}
         if self.oracle and saved and known is None:
-            restored = self._unloadable(self.oracle, saved, kept)
+            restored = self._unloadable(self.oracle, saved, self.kept)
             self.optimizer.results.put("stripped", self.key, restored)
-        for path in restored:
-            os.replace(kept / path, self.tree / path)
-            del saved[path]
-        shutil.rmtree(kept, ignore_errors=True)
-        outcome = "narrowed" if restored else "verified" if self.oracle else "unproven"
-        if restored and not saved:
+        self._unstrip(saved, restored)
+        return _Symbols(saved, restored)
+
+    def _unstrip(self, saved: dict[str, int], paths: Iterable[str]) -> None:
+        for path in paths:
+            if saved.pop(path, 0):
+                os.replace(self.kept / path, self.tree / path)
+
+    def leave_symbols(
+        self, saved: dict[str, int], restored: Mapping[str, str], shared: Mapping[str, str]
+    ) -> RuleResult:
+        """Give back the symbols that other layers keep (``shared``, path -> layer); what became of the rule."""
+        self._unstrip(saved, shared)
+        shutil.rmtree(self.kept, ignore_errors=True)
+        why = {**{path: kept_by(name) for path, name in shared.items()}, **restored}
+        outcome = "narrowed" if why else "verified" if self.oracle else "unproven"
+        if why and not saved:
             outcome = "rejected"
-        return _Stripped(set(saved), RuleResult("debug-symbols", outcome, len(saved), sum(saved.values()), restored))
+        return RuleResult(SYMBOLS, outcome, len(saved), sum(saved.values()), why)
 
     def _unloadable(self, oracle: Oracle, stripped: Iterable[str], kept: Path) -> dict[str, str]:
         """Of stripped files, those that no longer load though they did, path -> module; all, when the team's command
@@ -341,6 +386,10 @@ class _Work:
 
     # ---- bytecode ----
 
+    @property
+    def adds_bytecode(self) -> bool:
+        return self.bytecode is not None and self.subject.layer.optimization.bytecode != "off"
+
     def loads(self) -> list[str]:
         """What the declared imports load of the tree, in load order; nothing known where nothing can be run."""
         if self.oracle is None:
@@ -349,22 +398,27 @@ class _Work:
         known: list[str] | None = self.optimizer.results.get("loads", self.key)
         if known is None:
             declared = self.subject.layer.imports or top_level_modules(self.tree)
-            prefix = self.bytecode.prefix if self.bytecode else None
+            prefix = None
+            if self.bytecode and self.adds_bytecode:
+                # So that what the imports load is found compiled.
+                self.bytecode.make(path for path in files_in(self.tree) if _is_source(path))
+                prefix = self.bytecode.prefix
             known = self.oracle.loads(self.tree, self.subject.below, declared, prefix)
             self.optimizer.results.put("loads", self.key, known)
         return known
 
-    def add_bytecode(self, code: Bytecode) -> dict[str, int]:
-        """Put bytecode beside its source: what the declared imports load first; path -> bytes of each added."""
+    def add_bytecode(self, first: Iterable[str]) -> dict[str, int]:
+        """Put bytecode beside its source, ``first`` first; path -> bytes of each that was added."""
+        assert self.bytecode is not None  # asked by adds_bytecode
+        self.tell("compiling")
         options = self.subject.layer.optimization
         paths = files_in(self.tree)
         sources = [path for path in paths if _is_source(path)]
-        code.make(sources)  # so that what the imports load is found compiled
         total = sum((self.tree / path).lstat().st_size for path in paths)
         # A mebibyte stays free, for what RECORD says of the bytecode and for the next version of something.
         room = self.subject.layer.max_size - total - MIB
         budget = room if options.bytecode == "all" else min(room, options.bytecode_budget_mb * MIB)
-        return code.add(sources, self.loads(), budget)
+        return self.bytecode.add(sources, first, budget)
 
 
 def _is_source(path: str) -> bool:

@@ -12,6 +12,7 @@ import shlex
 import tomllib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from datetime import date, datetime
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from packaging.requirements import InvalidRequirement
 from packaging.requirements import Requirement as ParsedRequirement
 
 from layerkit.errors import ConfigurationError, LayerkitError
-from layerkit.model import Layer, Layers, Optimization, Requirement, Target, check_layer_name, normalized
+from layerkit.model import Exemption, Layer, Layers, Optimization, Requirement, Target, check_layer_name, normalized
 from layerkit.runtimes import check_architecture, runtime_named
 
 OWN_CODE = "src"
@@ -138,6 +139,8 @@ def _load_layer(root: Path, folder: Path) -> Layer:
     options: Optimization | None = settings.get("optimization")
     if options and options.verify:
         settings["optimization"] = replace(options, verify_sources=_named_sources(options.verify, folder))
+    if "exemptions" in settings:
+        settings["exemptions"] = tuple(replace(entry, layer=name) for entry in settings["exemptions"])
     return Layer(name=name, requirements=requirements, has_own_code=(folder / OWN_CODE).is_dir(), **settings)
 
 
@@ -161,7 +164,7 @@ def read_layer_toml(path: Path, where: str) -> dict[str, Any]:
             name, read = _OPTIMIZATION[key]
             optimization[name] = read(value, f"{where}: {key}")
         elif key in _KEYS:
-            settings[key] = _KEYS[key](value, f"{where}: {key}")
+            settings[_FIELDS.get(key, key)] = _KEYS[key](value, f"{where}: {key}")
         else:
             known = ", ".join([*_KEYS, *_OPTIMIZATION])
             raise ConfigurationError(f"{where}: unknown key {key!r}.", f"Known keys: {known}.")
@@ -215,6 +218,33 @@ def _modules(value: object, where: str) -> tuple[str, ...]:
     return _texts(value, where)
 
 
+def read_exemptions(value: object, where: str) -> tuple[Exemption, ...]:
+    """Exceptions from the security scan, as layer.toml and invoke.yaml have them: id, reason and expires, no less."""
+    if not isinstance(value, list) or not all(isinstance(entry, dict) for entry in value):
+        raise ConfigurationError(f"{where} must be a list of exceptions, each with id, reason and expires.")
+    found = []
+    for number, entry in enumerate(value, 1):
+        at = f"{where}: exception {number}"
+        unknown = sorted(set(map(str, entry)) - {"id", "reason", "expires"})
+        if unknown:
+            raise ConfigurationError(f"{at} has {unknown[0]!r}.", "It takes id, reason and expires.")
+        for key in ("id", "reason"):
+            _text(entry.get(key), f"{at}: {key}")
+        found.append(Exemption(entry["id"], entry["reason"], _day(entry.get("expires"), f"{at}: expires"), at))
+    return tuple(found)
+
+
+def _day(value: object, where: str) -> date:
+    if isinstance(value, datetime):
+        return value.date()
+    if isinstance(value, date):
+        return value
+    try:
+        return date.fromisoformat(str(value))
+    except ValueError:
+        raise ConfigurationError(f"{where} must be a day such as 2027-01-31, not {value!r}.") from None
+
+
 _KEYS: dict[str, Callable[[object, str], Any]] = {
     "description": _text,
     "stack": _text,
@@ -225,7 +255,12 @@ _KEYS: dict[str, Callable[[object, str], Any]] = {
     "limit_reason": _text,
     "allow_sdist": _names,
     "imports": _modules,
+    "exceptions": read_exemptions,
 }
+
+
+_FIELDS = {"exceptions": "exemptions"}
+"""Keys whose field of Layer has another name: what a team calls an exception is none of Python's."""
 
 
 def _bytecode(value: object, where: str) -> str:

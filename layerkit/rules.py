@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 
 from layerkit.errors import ConfigurationError
 from layerkit.metadata import module_name
-from layerkit.model import RUNTIME_BOTO3, VERIFY, Optimization, RuleResult
+from layerkit.model import RUNTIME_BOTO3, VERIFY, Optimization, RuleResult, keeper
 from layerkit.sensitive import secrets_in
 from layerkit.trees import installed
 
@@ -332,7 +332,13 @@ def propose(rules: Sequence[Rule], paths: Sequence[str], tree: Path, keep: Seque
 
 def needed_by(reason: str) -> str:
     """Why a path stays, for a person: ``reason`` is what ``RuleResult.restored`` has of it."""
-    return "the command of `verify` needs it" if reason == VERIFY else f"import {reason} needs it"
+    if reason == VERIFY:
+        return "the command of `verify` needs it"
+    return (
+        f"the layer {layer}, which carries it too, keeps it"
+        if (layer := keeper(reason))
+        else f"import {reason} needs it"
+    )
 
 
 def explain(path: str, tree: Path, options: Optimization, results: Sequence[RuleResult]) -> str:
@@ -351,13 +357,26 @@ def explain(path: str, tree: Path, options: Optimization, results: Sequence[Rule
     return "it is not there, and no rule takes files like it"
 
 
-def stub(layer: str, rule: str, module: str, pattern: str) -> str:
-    """The source that stands for a removed module: importing it says who removed it and how to get it back."""
+def stub(place: str, by: Mapping[str, str]) -> str:
+    """The source that stands for a removed module at ``place``: importing it says who removed it, and the way back.
+
+    ``by`` are the layers that let it go, each with its rule. What one of them keeps is in all that carry it.
+    """
+    package = place.endswith("/__init__.py")
+    path = place.removesuffix("/__init__.py") if package else place.removesuffix(".py")
+    module = path.replace("/", ".")
+    files = " or ".join(f"layers/{layer}/layer.toml" for layer in sorted(by))
     message = (
-        f"No module named {module!r}: the rule {rule!r} left it out of the layer {layer!r}. "
-        f"To get it back, add to layers/{layer}/layer.toml: keep = [{json.dumps(pattern)}]"
+        f"No module named {module!r}: {_listed('rule', by.values())} left it out of {_listed('layer', by)}. "
+        f"To get it back, add to {files}: keep = [{json.dumps(path if package else f'{path}.*')}]"
     )
     return f"raise ModuleNotFoundError({message!r}, name={module!r})\n"
+
+
+def _listed(what: str, names: Iterable[str]) -> str:
+    """``the layer 'a'``, ``the layers 'a' and 'b'``, ``the layers 'a', 'b' and 'c'``."""
+    *first, last = [repr(name) for name in sorted(set(names))]
+    return f"the {what}s {', '.join(first)} and {last}" if first else f"the {what} {last}"
 
 
 def stub_path(path: str) -> str:
@@ -366,10 +385,8 @@ def stub_path(path: str) -> str:
     return "" if not module or PurePosixPath(module).name == "__main__" else f"{module}.py"
 
 
-def stubs_for(
-    layer: str, rules: Sequence[Rule], gone: Mapping[str, Iterable[str]], present: Collection[str]
-) -> dict[str, str]:
-    """The stubs that stand for what rules with ``stubs`` removed altogether: path -> source.
+def stubs_for(rules: Sequence[Rule], gone: Mapping[str, Iterable[str]], present: Collection[str]) -> dict[str, str]:
+    """Where stubs stand for what rules with ``stubs`` removed altogether: place -> rule.
 
     ``gone`` are the removed paths by rule, ``present`` all that were there. A stub stands for the topmost removed
     package or module, and never in the place of a file that stays.
@@ -383,10 +400,8 @@ def stubs_for(
             place = stub_path(path)
             if not place or (place in present and place not in paths):
                 continue
-            package = place.endswith("/__init__.py")
-            module = place.removesuffix("/__init__.py") if package else place.removesuffix(".py")
+            module = place.removesuffix("/__init__.py") if place.endswith("/__init__.py") else place.removesuffix(".py")
             above = module.rpartition("/")[0]
             if not any(f"{above}/__init__{ending}" in paths for ending in (".py", ".so")):
-                pattern = module if package else f"{module}.*"
-                made[place] = stub(layer, rule.name, module.replace("/", "."), pattern)
+                made[place] = rule.name
     return made

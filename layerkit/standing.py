@@ -1,6 +1,7 @@
 """How the layers of a checkout stand: whether sources, lock and build agree, and what validation last said.
 
-It reads requirements, locks, manifests and verdicts, never a tree, so it is quick; and it goes on past a layer that
+It reads requirements, locks, manifests and verdicts, and of a tree at most what its distributions list, so it is quick;
+and it goes on past a layer that
 can't be read, so that it works on a broken checkout too.
 """
 
@@ -22,6 +23,7 @@ from layerkit.model import Checked, Finding, Layer, Layers, Manifest, Report, Se
 from layerkit.optimizing import Optimizer
 from layerkit.project import Project
 from layerkit.runtimes import runtimes
+from layerkit.sharing import disagreeing, whole_identity
 from layerkit.validating import Means, validate_layers
 
 
@@ -70,37 +72,27 @@ def standings(
             locks.update(stale(project, members, target))
         except ConfigurationError as error:
             locks.update(dict.fromkeys((layer.name for layer in members), error.message))
+    why_not = {name: project.layers.why_not(name, target) for name in project.layers}
+    read = {name: read_manifest(project.manifest_path(name, target)) for name, why in why_not.items() if not why}
+    manifests = {name: manifest for name, manifest in read.items() if manifest}
+    why_outdated = outdated(project, target, locks, manifests, optimizer)
     for name, layer in project.layers.items():
-        why_not = project.layers.why_not(name, target)
-        if why_not:
-            found.append(Standing(name, target, State.NOT_FOR_TARGET, why_not, layer))
-        else:
-            found.append(_standing(project, layer, target, locks.get(name, "current"), optimizer))
+        if why_not[name]:
+            found.append(Standing(name, target, State.NOT_FOR_TARGET, why_not[name], layer))
+            continue
+        manifest = manifests.get(name)
+        verdict = read_verdict(project, manifest) if manifest else None
+        state, reason = _state(layer, manifest, verdict, why_outdated.get(name, ""))
+        found.append(Standing(name, target, state, reason, layer, locks.get(name, "current"), manifest, verdict))
     found += [Standing(name, target, State.BROKEN, error.message) for name, error in sorted(broken.items())]
     return tuple(found)
 
 
-def _standing(project: Project, layer: Layer, target: Target, lock: str, optimizer: Optimizer) -> Standing:
-    manifest = read_manifest(project.manifest_path(layer.name, target))
-    verdict = read_verdict(project, manifest) if manifest else None
-    state, reason = _state(project, layer, target, lock, manifest, verdict, optimizer)
-    return Standing(layer.name, target, state, reason, layer, lock, manifest, verdict)
-
-
-def _state(
-    project: Project,
-    layer: Layer,
-    target: Target,
-    lock: str,
-    manifest: Manifest | None,
-    verdict: Verdict | None,
-    optimizer: Optimizer,
-) -> tuple[State, str]:
+def _state(layer: Layer, manifest: Manifest | None, verdict: Verdict | None, why_outdated: str) -> tuple[State, str]:
     if manifest is None:
         return State.NOT_BUILT, f"inv build --layer {layer.name}"
-    why = outdated(project, layer, target, lock, manifest, optimizer)
-    if why:
-        return State.OUTDATED, why
+    if why_outdated:
+        return State.OUTDATED, why_outdated
     if verdict is None:
         return State.NOT_VALIDATED, "inv validate"
     if verdict.errors:
@@ -112,15 +104,30 @@ def _state(
 
 
 def outdated(
-    project: Project, layer: Layer, target: Target, lock: str, manifest: Manifest, optimizer: Optimizer
-) -> str:
-    """Why a build is not what would be built now; empty when it is. ``lock`` is ``current`` or why it is not."""
-    if lock != "current":
-        return f"lock: {lock}"
+    project: Project, target: Target, locks: Mapping[str, str], manifests: Mapping[str, Manifest], optimizer: Optimizer
+) -> dict[str, str]:
+    """The builds that are not what would be built now, by layer, and why.
+
+    ``locks`` says why a lock is not current, by layer; ``manifests`` are those of all builds of whole stacks.
+    """
+    found = {}
+    for name, manifest in manifests.items():
+        why = f"lock: {locks[name]}" if name in locks else _outdated(project, target, manifest, optimizer)
+        if why:
+            found[name] = why
+    current = {name: manifest for name, manifest in manifests.items() if name not in found}
+    return {**found, **disagreeing(project, target, current)}
+
+
+def _outdated(project: Project, target: Target, manifest: Manifest, optimizer: Optimizer) -> str:
+    layer = project.layers[manifest.layer]
     locked = read_lock(project, layer.name, target)
     own_code = trees.own_code_digest(project.own_code(layer.name))
     used = optimizer if manifest.optimized else None  # a build that left optimization out stays current without it
-    if locked is None or manifest.inputs != input_identity(project, layer, locked, own_code, used):
+    if locked is None:
+        return "its inputs have changed since"
+    inputs = input_identity(project, layer, locked, own_code, used)
+    if manifest.inputs != whole_identity(inputs, manifest.optimized):
         return "its inputs have changed since"
     archive = project.zip_path(layer.name, target)
     if not archive.is_file() or archive.stat().st_size != manifest.zip.size:
@@ -192,9 +199,10 @@ def validate_checkout(
         locks: dict[str, str] = {}
         for stack in project.layers.stacks(names):
             locks.update(stale(project, project.layers.stack(stack, target), target))
-        checked = [
-            _build(project, name, target, locks.get(name, "current"), built.get(name), optimizer) for name in names
-        ]
+        stacks = project.layers.stacks(names)
+        manifests = {name: one.manifest for name, one in built.items() if one.layer.stack in stacks}
+        why = outdated(project, target, locks, manifests, optimizer)
+        checked = [_build(name, target, built.get(name), why.get(name, "")) for name in names]
     else:
         checked = [_not_there(name, target) for name in names if name not in built]
     report = validate_layers(
@@ -215,16 +223,13 @@ def _not_there(name: str, target: Target) -> Checked:
     return Checked("build", name, skipped=(skipped,))
 
 
-def _build(
-    project: Project, name: str, target: Target, lock: str, one: BuiltLayer | None, optimizer: Optimizer
-) -> Checked:
+def _build(name: str, target: Target, one: BuiltLayer | None, why: str) -> Checked:
     """The check ``build``: an error where there is none, a warning where sources and build have gone apart."""
     manifest = one.manifest if one else None
     if manifest is None:
         message = f"there is no build for {target}, so nothing else of it could be checked"
         hint = f"Build it: inv build --layer {name}"
         return Checked("build", name, (Finding("build", Severity.ERROR, name, message, hint),))
-    why = outdated(project, project.layers[name], target, lock, manifest, optimizer)
     if why:
         message = f"the build is not what its sources say now ({why})"
         finding = Finding("build", Severity.WARNING, name, message, f"Build it again: inv build --layer {name}")

@@ -35,6 +35,7 @@ JSON = "print one JSON document on stdout and nothing else there"
 def changing(chosen: Settings, purpose: str) -> Iterator[Project]:
     """The checkout, locked against a second process, with whatever was half put in place finished first."""
     from layerkit.building import clear_work, finish_swap
+    from layerkit.drafts import finish_update
     from layerkit.files import checkout_lock
     from layerkit.locking import finish_locks
     from layerkit.project import find_layers
@@ -43,8 +44,12 @@ def changing(chosen: Settings, purpose: str) -> Iterator[Project]:
     state = chosen.root / ".layerkit"
     with checkout_lock(state, purpose, lambda holder: say(f"waiting for {holder} to finish ...")):
         project = chosen.project()  # only now: whoever held the lock may have changed the layers
+        if finish_update(project):
+            say("an earlier `inv update --security` had been interrupted while it was put in place: finished now")
+            project = chosen.project()  # requirements may be among what was put in place
         if finish_locks(project):
-            say("an earlier `inv lock` had been interrupted while it put its locks in place: finished now")
+            say("an earlier command had been interrupted while it put its locks in place: finished now")
+            project = chosen.project()
         if finish_swap(project):
             say("an earlier build had been interrupted while it was put in place: finished now")
         clear_work(project)

@@ -7,8 +7,27 @@ from .cleaning import clean
 from .developing import bench, lint, test
 from .diagnosing import doctor
 from .optimizing import optimize
+from .scanning import advisories_update, sbom, security_scan
 from .settings import DEFAULTS
+from .updating import outdated, update
 from .validating import status, validate
 
-ns = Collection(build, optimize, validate, status, clean, doctor, lock, new, test, lint, bench)
+ns = Collection(
+    build,
+    optimize,
+    validate,
+    status,
+    security_scan,
+    sbom,
+    advisories_update,
+    outdated,
+    update,
+    clean,
+    doctor,
+    lock,
+    new,
+    test,
+    lint,
+    bench,
+)
 ns.configure({"layerkit": DEFAULTS})

@@ -23,22 +23,28 @@ def size(value: int) -> str:
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[str] = ()) -> None:
     """Print a table on stdout; columns named in ``right`` are aligned right."""
+    # Not by rich itself, which ends the process with exit code 1 when whoever read stdout has enough.
+    print(table_text(title, columns, rows, right), end="")
+
+
+def table_text(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[str] = ()) -> str:
+    """A table as text: in colours and as wide as the terminal where stdout is one."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     console = Console()
     shown = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for column in columns:
         shown.add_column(column, justify="right" if column in right else "left", overflow="fold")
     for row in rows:
-        shown.add_row(*row)
+        shown.add_row(*map(Text, row))  # as it is: what others wrote may have brackets
     if not console.is_terminal:
         console = Console(width=200)  # a log has no width: there nothing is folded or cut
     with console.capture() as text:
         console.print(shown)
-    # Not by rich itself, which ends the process with exit code 1 when whoever read stdout has enough.
-    print(text.get(), end="")
+    return text.get()
 
 
 def findings(found: Sequence[Finding]) -> None:

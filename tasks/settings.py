@@ -12,9 +12,9 @@ from invoke.context import Context
 
 from layerkit.errors import ConfigurationError
 from layerkit.interpreters import Interpreter
-from layerkit.model import MIB, Target
+from layerkit.model import MIB, Exemption, Target
 from layerkit.probing import Bounds
-from layerkit.project import Project, load_project
+from layerkit.project import Project, load_project, read_exemptions
 from layerkit.runtimes import check_architecture, runtime_named
 
 if TYPE_CHECKING:
@@ -30,10 +30,19 @@ DEFAULTS: dict[str, Any] = {
     "check_seconds": 60,
     "check_memory_mb": 4096,
     "results": "",
+    "osv_url": "https://api.osv.dev",
+    "advisories_url": "https://osv-vulnerabilities.storage.googleapis.com/PyPI/all.zip",
+    "safety": "required",
+    "exceptions": [],
+    "licences_deny": [],
+    "licences_known": {},
 }
 """Every setting under ``layerkit:`` and its default.
 
 ``jobs`` 0 means one for each processor. ``interpreters`` are paths by Python version (``"3.13": /opt/python3.13``).
+``osv_url`` is the advisory service, ``advisories_url`` the archive for the local database, ``safety`` required,
+optional or off; ``exceptions`` are what a security scan does not count (id, reason, expires), ``licences_deny`` the
+licences that it does, ``licences_known`` what distributions are under that do not say so.
 ``results`` is a folder where a team shares what was proven and checked (below the root, or an absolute path).
 ``check_seconds`` and ``check_memory_mb`` bound each process that imports or calls what is being checked.
 """
@@ -52,6 +61,19 @@ def find_root() -> Path:
 
 
 @dataclass(frozen=True)
+class ScanSettings:
+    """How this checkout is scanned."""
+
+    osv_url: str
+    advisories_url: str
+    safety: str
+    """``required``, ``optional`` or ``off``."""
+    exemptions: tuple[Exemption, ...]
+    licences_deny: tuple[str, ...]
+    licences_known: Mapping[str, str]
+
+
+@dataclass(frozen=True)
 class Settings:
     """The settings that hold for one call: flags before environment before invoke.yaml before defaults."""
 
@@ -62,6 +84,7 @@ class Settings:
     interpreters: Mapping[str, str]
     bounds: Bounds
     shared: Path | None
+    scan: ScanSettings
 
     def results(self) -> Results:
         """What was proven and checked before: of this user, and of the team."""
@@ -107,7 +130,7 @@ def settings(ctx: Context, *, runtime: str | None = None, architecture: str | No
     values = {**DEFAULTS, **configured}
     for key, default in DEFAULTS.items():
         if not isinstance(values[key], type(default)):
-            kind = {int: "a whole number", str: "a text", dict: "names with values"}[type(default)]
+            kind = {int: "a whole number", str: "a text", dict: "names with values", list: "a list"}[type(default)]
             raise ConfigurationError(f"layerkit.{key} must be {kind}, not {values[key]!r}.")
     default_target = _target(values["runtime"], values["architecture"], "layerkit.runtime", "layerkit.architecture")
     target = _target(
@@ -126,7 +149,22 @@ def settings(ctx: Context, *, runtime: str | None = None, architecture: str | No
     bounds = Bounds(values["check_seconds"], values["check_memory_mb"] * MIB)
     root = find_root()
     shared = root / values["results"] if values["results"] else None
-    return Settings(root, default_target, target, wanted, interpreters, bounds, shared)
+    return Settings(root, default_target, target, wanted, interpreters, bounds, shared, _scan_settings(values))
+
+
+def _scan_settings(values: Mapping[str, Any]) -> ScanSettings:
+    if values["safety"] not in ("required", "optional", "off"):
+        raise ConfigurationError(f"layerkit.safety must be required, optional or off, not {values['safety']!r}.")
+    if not all(isinstance(pattern, str) and pattern for pattern in values["licences_deny"]):
+        raise ConfigurationError("layerkit.licences_deny must be a list of licences such as GPL-3.0-only.")
+    return ScanSettings(
+        values["osv_url"],
+        values["advisories_url"],
+        values["safety"],
+        read_exemptions(values["exceptions"], "invoke.yaml: layerkit.exceptions"),
+        tuple(values["licences_deny"]),
+        {str(name): str(expression) for name, expression in values["licences_known"].items()},
+    )
 
 
 def _target(runtime: str, architecture: str, runtime_from: str, architecture_from: str) -> Target:

@@ -283,8 +283,10 @@ def _worst(broken: Mapping[str, LayerkitError]) -> int:
 
 
 def _say_half_made(project: Project) -> None:
-    if (project.state / "swap").is_dir():
-        say("a build was interrupted while it was put in place: the next `inv build` or `inv lock` finishes it")
+    if any((project.state / name).is_dir() for name in ("swap", "update")):
+        say(
+            "a build or update was interrupted while it was put in place: the next `inv build` or `inv lock` finishes it"
+        )
 
 
 def _standing_document(standing: Standing) -> dict[str, Any]:

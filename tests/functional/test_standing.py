@@ -255,7 +255,7 @@ def test_a_swap_that_was_interrupted_is_said(checkout: Checkout, call: Caller) -
     said = call("status", json=True)
     assert said.code == 0
     assert said.err == (
-        "a build was interrupted while it was put in place: the next `inv build` or `inv lock` finishes it\n"
+        "a build or update was interrupted while it was put in place: the next `inv build` or `inv lock` finishes it\n"
     )
     assert said.document["layers"]
     assert (checkout.root / ".layerkit" / "swap").is_dir()  # looking changes nothing
@@ -491,7 +491,7 @@ def test_a_broken_checkout_is_told_all_that_is_wrong(checkout: Checkout, call: C
     assert {*REASONS, "round", "around", "sound", "swap"} == found.keys()
     for name, reason in REASONS.items():
         assert found[name].startswith(reason)
-    assert found["swap"] == "a build was interrupted while it was put in place"
+    assert found["swap"] == "a build or update was interrupted while it was put in place"
     assert about(said, "checkout", "above")["advice"] == "Mend toml first."
 
 

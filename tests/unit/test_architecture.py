@@ -16,17 +16,20 @@ LAYERS = [
     {"errors", "elf", "sensitive"},
     {"model", "processes", "files", "contents"},
     {"runtimes", "manifests", "results", "interpreters", "archiving", "stripping", "template"},
-    {"project", "installer", "probing", "trees"},
-    {"locking", "metadata", "builds", "cleaning", "creating", "verifying"},
-    {"validating", "oracle", "rules", "comparing"},
+    {"project", "installer", "probing", "trees", "environments", "advisories", "sarif"},
+    {"locking", "metadata", "builds", "cleaning", "creating", "verifying", "osv", "auditing", "safety", "licences"},
+    {"validating", "oracle", "rules", "comparing", "sharing", "suspects", "sbom"},
     {"bytecode", "functions"},
     {"deciding"},
     {"optimizing"},
     {"building"},
-    {"standing"},
-    {"diagnosing"},
+    {"standing", "scanning", "drafts"},
+    {"diagnosing", "updating"},
 ]
-HEAVY = {"boto3", "rich", "jinja2", "humanize", "deflate", "uv", "pip_audit", "elftools", "layerkit.building"}
+HEAVY = {
+    *("boto3", "rich", "jinja2", "humanize", "deflate", "uv", "pip_audit", "elftools", "cyclonedx", "cvss"),
+    *("license_expression", "packageurl", "layerkit.building", "layerkit.scanning"),
+}
 
 
 def imports(path: Path) -> set[str]:

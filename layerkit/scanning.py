@@ -1,0 +1,763 @@
+"""The security scan of built layers: known vulnerabilities, secrets and suspicious files, licences.
+
+Every distribution of every layer is in the answer: clean, vulnerable, or not scanned with the reason. What one program
+and another say of one vulnerability is one finding, by its aliases, that names both. What could not be looked at is
+never a pass, and goes before what was found.
+"""
+
+from __future__ import annotations
+
+import csv
+import posixpath
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from datetime import UTC, date, datetime, timedelta
+from enum import Enum
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+from packaging.version import InvalidVersion, Version
+
+from layerkit import trees
+from layerkit.advisories import Advisory, Affected, Level, Store, applies, fixed_above, merge
+from layerkit.auditing import Audited, Pin, carried_by
+from layerkit.builds import BuiltLayer, builds
+from layerkit.errors import ConfigurationError, ExternalError
+from layerkit.licences import check_licences, licence_of
+from layerkit.locking import read_lock
+from layerkit.model import Checked, Exemption, Skipped, Target
+from layerkit.osv import Service, serve
+from layerkit.processes import threads
+from layerkit.project import Project
+from layerkit.safety import Database, SafetyAnswer, SafetyFinding
+from layerkit.suspects import Suspect, suspects
+
+_T = TypeVar("_T")
+
+OLD = timedelta(days=7)
+"""From this age on, data of advisories is called old."""
+
+SOURCES = ("auto", "osv", "pypi", "local")
+
+
+# ---- who is asked ----
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where advisories come from, as it was settled for one scan."""
+
+    name: str
+    """``osv``, ``pypi`` or ``local``."""
+    shown: str
+    """What to call it: an address's host, or the local database."""
+    query_url: str | None
+    """Where pip-audit asks in OSV's way; None: it asks PyPI in PyPI's, or nobody where there is a problem."""
+    details: Callable[[str, str], tuple[Advisory, ...]] | None = None
+    """The advisories about a distribution at a version, whole; None where only pip-audit's words are to be had."""
+    date: datetime | None = None
+    """How old the data is; None for a service, whose data is today's."""
+    notes: tuple[str, ...] = ()
+    problem: str = ""
+    """Why it can't be asked; empty when it can."""
+    hint: str = ""
+    """What to do about the problem."""
+
+
+@contextmanager
+def opened(choice: str, url: str, store: Path, now: datetime) -> Iterator[Source]:
+    """The source for ``--source`` (one of SOURCES), open as long as the context.
+
+    ``url`` is that of the OSV service, ``store`` the local database, which ``auto`` falls back on. One that can't be
+    asked is a Source with a problem. ConfigurationError for an address that is none.
+    """
+    with ExitStack() as stack:
+        yield _source(stack, choice, url, store, now)
+
+
+def _source(stack: ExitStack, choice: str, url: str, store: Path, now: datetime) -> Source:
+    if choice == "local":
+        return _local(stack, store, now)
+    if choice == "pypi":
+        return _pypi(stack, store)
+    service = Service(url)
+    why_not = service.unreachable().rstrip(".")
+    if not why_not:
+        return Source("osv", service.name, service.query_url, service.advisories_of)
+    local = _local(stack, store, now) if choice == "auto" else None
+    if local is None:
+        return Source("osv", service.name, service.query_url, problem=why_not, hint=_NO_SERVICE)
+    if local.problem:
+        problem = f"{why_not}, and in its place: {local.problem}"
+        return Source("osv", service.name, service.query_url, problem=problem, hint=local.hint)
+    note = f"the local database was asked, since the service could not be: {why_not}"
+    return replace(local, notes=(note, *local.notes))
+
+
+_NO_SERVICE = "Check the network and layerkit.osv_url, or use the local database: --source auto or --source local."
+
+
+def _local(stack: ExitStack, path: Path, now: datetime) -> Source:
+    try:
+        store = stack.enter_context(Store.open(path))
+    except ExternalError as error:
+        problem = error.message.rstrip(".")
+        return Source("local", "the local database", None, problem=problem, hint=error.hint)
+    service = stack.enter_context(serve(store))
+    notes = []
+    if now - store.date > OLD:
+        days = (now - store.date).days
+        notes.append(
+            f"the newest advisory of the local database is {days} days old; what was published since is not in it: "
+            "inv advisories-update"
+        )
+    return Source("local", "the local database", service.query_url, store.query, store.date, tuple(notes))
+
+
+def _pypi(stack: ExitStack, path: Path) -> Source:
+    """PyPI's own service, which gives no severities; they are the local database's, where there is one."""
+    try:
+        store = stack.enter_context(Store.open(path))
+    except ExternalError:
+        note = "PyPI gives no severities; with a local database they would be known: inv advisories-update"
+        return Source("pypi", "PyPI", None, notes=(note,))
+    note = f"PyPI gives no severities; those here are from the local database of {store.date:%Y-%m-%d}"
+    return Source("pypi", "PyPI", None, store.query, notes=(note,))
+
+
+# ---- what is found ----
+
+
+class Standing(Enum):
+    """Whether something that was found counts."""
+
+    COUNTS = "counts"
+    EXEMPT = "exempt"
+    """The team has said why it does not matter, and until when."""
+    EXPIRED = "expired"
+    """It has, and the time is over: it counts."""
+    BELOW = "below"
+    """It is less severe than what was asked for."""
+
+    @property
+    def counts(self) -> bool:
+        return self in (Standing.COUNTS, Standing.EXPIRED)
+
+
+@dataclass(frozen=True)
+class Vulnerability:
+    """One vulnerability of a distribution at a version, in the layers that carry it and where it counts alike."""
+
+    name: str
+    version: str
+    layers: tuple[str, ...]
+    id: str
+    aliases: tuple[str, ...]
+    summary: str
+    level: Level
+    score: float | None
+    fixed: str | None
+    """The lowest version above this one that fixes it; None where none is known."""
+    url: str
+    found_by: tuple[str, ...]
+    advisories: tuple[Advisory, ...] = field(compare=False)
+    """What the source has about it, whole; empty where only a program's words are to be had."""
+    standing: Standing = Standing.COUNTS
+    exemption: Exemption | None = None
+
+    @property
+    def ids(self) -> frozenset[str]:
+        return frozenset({self.id, *self.aliases})
+
+    def affects(self, version: str) -> bool:
+        """Whether it is about another version of the distribution as well.
+
+        Where there is no advisory to ask, it is up to the first version that is said to fix it.
+        """
+        if self.advisories:
+            return any(applies(advisory, self.name, version) for advisory in self.advisories)
+        one, fixed = _parsed(version), _parsed(self.fixed or "")
+        return version == self.version or one is None or fixed is None or one < fixed
+
+
+@dataclass(frozen=True)
+class Suspicion:
+    """A suspicious file of a layer."""
+
+    layer: str
+    folder: str
+    """Where the layer's tree lies, below the checkout."""
+    suspect: Suspect
+    standing: Standing = Standing.COUNTS
+    exemption: Exemption | None = None
+
+    @property
+    def id(self) -> str:
+        """What an exception calls it: ``secret:pkg/data.txt``."""
+        return f"{self.suspect.kind}:{self.suspect.path}"
+
+    @property
+    def level(self) -> Level:
+        return Level(self.suspect.level)
+
+    @property
+    def file(self) -> str:
+        """The path below the checkout, with ``/``."""
+        return posixpath.normpath(posixpath.join(self.folder, self.suspect.path))
+
+
+@dataclass(frozen=True)
+class NotScanned:
+    """What could not be looked at, and the one reason for all of it."""
+
+    by: str
+    """Whose answer is missing."""
+    what: tuple[str, ...]
+    """``requests 2.31.0``, or what of the layers."""
+    layers: tuple[str, ...]
+    reason: str
+    hint: str = ""
+
+    @property
+    def line(self) -> str:
+        """All of it but the hint, in one line: at most four of what it is about, and how many more."""
+        shown = ", ".join(self.what[:4]) + (f" and {len(self.what) - 4} more" if len(self.what) > 4 else "")
+        return f"not scanned by {self.by}: {shown} of {', '.join(self.layers)}: {self.reason}"
+
+
+class Result(Enum):
+    """What is known of a distribution."""
+
+    CLEAN = "clean"
+    """Everybody who was to be asked has answered, and knows nothing against it."""
+    VULNERABLE = "vulnerable"
+    """Something is known against it, whether it counts or not."""
+    NOT_SCANNED = "not scanned"
+
+
+@dataclass(frozen=True)
+class Scanned:
+    """A distribution at a version that layers carry."""
+
+    name: str
+    version: str
+    layers: tuple[str, ...]
+    result: Result
+    reasons: tuple[str, ...] = ()
+    """Why it was not scanned, or not by all."""
+
+
+@dataclass(frozen=True)
+class Scan:
+    """The answer."""
+
+    target: Target
+    layers: tuple[str, ...]
+    source: Source
+    distributions: tuple[Scanned, ...]
+    """Everything that the layers carry, each version once."""
+    vulnerabilities: tuple[Vulnerability, ...]
+    """Those that count first, then by how severe the worst of a distribution is, so that one's stand together."""
+    suspicions: tuple[Suspicion, ...]
+    licences: tuple[Checked, ...]
+    """One for each layer."""
+    not_scanned: tuple[NotScanned, ...]
+    safety: Database | None
+    """The database that safety asked; None where it was not asked or gave no answer."""
+    warnings: tuple[str, ...]
+    seconds: Mapping[str, float]
+    """How long each part took; they run side by side."""
+
+    @property
+    def all(self) -> tuple[Vulnerability | Suspicion, ...]:
+        """What was found, whether it counts or not."""
+        return (*self.vulnerabilities, *self.suspicions)
+
+    @property
+    def counting(self) -> tuple[Vulnerability | Suspicion, ...]:
+        """What was found and counts."""
+        return tuple(one for one in self.all if one.standing.counts)
+
+    @property
+    def banned(self) -> int:
+        """How many distributions are under a licence that is banned, each layer for itself."""
+        return sum(len(checked.findings) for checked in self.licences)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether everything could be looked at."""
+        return not self.not_scanned and not any(checked.skipped for checked in self.licences)
+
+    @property
+    def exit_code(self) -> int:
+        """4 when something could not be looked at, else 3 when something counts, else 0."""
+        if not self.is_whole:
+            return 4
+        return 3 if self.counting or self.banned else 0
+
+
+# ---- scanning ----
+
+
+@dataclass(frozen=True)
+class Scanner:
+    """What a scan is done with."""
+
+    source: Source
+    audit: Callable[[Mapping[Path, Iterable[Pin]]], Mapping[Path, tuple[Audited, ...]]] | Skipped
+    """pip-audit over trees, each with what is expected in it (``Auditor.audit_trees``); or why it can't be run."""
+    screen: Callable[[Iterable[Pin]], SafetyAnswer | Skipped] | None
+    """safety; None: it is not asked."""
+    safety_optional: bool = False
+    """Whether a scan is whole without safety's answer."""
+    fail_on: Level | None = None
+    """What is less severe does not count; None: everything counts."""
+    exemptions: tuple[Exemption, ...] = ()
+    deny: tuple[str, ...] = ()
+    """Licences that no distribution may be under."""
+    known_licences: Mapping[str, str] = field(default_factory=dict)
+    jobs: int = 1
+
+
+def scan(
+    project: Project,
+    names: Sequence[str],
+    target: Target,
+    scanner: Scanner,
+    today: date,
+    tell: Callable[[str], None] = lambda what: None,
+) -> Scan:
+    """Scan the builds of the layers ``names`` for ``target``. A layer without one is not scanned.
+
+    ``tell`` hears of each part when it begins. ConfigurationError for a licence that the settings have wrong.
+    """
+    built = {name: one for name, one in builds(project, target).items() if name in names}
+    carried = {name: carried_by(one.tree, _pins(one)) for name, one in built.items()}
+    seconds: dict[str, float] = {}
+
+    def timed(what: str, run: Callable[[], _T]) -> _T:
+        started = time.monotonic()
+        tell(what)
+        try:
+            return run()
+        finally:
+            seconds[what] = round(time.monotonic() - started, 3)
+
+    licences = timed("licences", lambda: tuple(_licences(one, scanner) for one in built.values()))
+    with threads(2 + len(built)) as pool:
+        auditing = pool.submit(timed, "pip-audit", partial(_audit, scanner, built, carried))
+        screening = pool.submit(timed, "safety", partial(_screen, scanner.screen, carried)) if scanner.screen else None
+        looking = {
+            name: pool.submit(timed, f"files of {name}", partial(_suspects, project, one, scanner.jobs))
+            for name, one in built.items()
+        }
+        audited = auditing.result()
+        screened = screening.result() if screening else None
+        files = {name: future.result() for name, future in looking.items()}
+
+    carriers = _carriers(audited)
+    answer = screened if isinstance(screened, SafetyAnswer) else None
+    found, warnings = timed("advisories", lambda: _vulnerabilities(scanner, audited, answer, carriers))
+    suspicions = [
+        Suspicion(name, project.relative(built[name].tree), suspect)
+        for name, entries in files.items()
+        for suspect in (() if isinstance(entries, str) else entries)
+    ]
+    unaudited, unscreened = _unaudited(scanner, audited), _unscreened(screened, carriers)
+    if scanner.safety_optional:
+        warnings += [f"{gap.line} (it is optional here)" for gap in _gaps("safety", unscreened, carriers)]
+        unscreened = {}
+    gaps = (
+        *(
+            NotScanned(
+                "the scan", ("the layer",), (name,), f"it is not built for {target}", f"inv build --layer {name}"
+            )
+            for name in names
+            if name not in built
+        ),
+        *_gaps("pip-audit", unaudited, carriers),
+        *_gaps("safety", unscreened, carriers),
+        *(
+            NotScanned("the scan of files", ("files",), (name,), why)
+            for name, why in files.items()
+            if isinstance(why, str)
+        ),
+    )
+    vulnerabilities, suspected = judge(found, suspicions, scanner.exemptions, scanner.fail_on, today)
+    covered = set(names)
+    if all(name in names or project.layers.why_not(name, target) for name in project.layers):
+        covered.add("")
+    return Scan(
+        target=target,
+        layers=tuple(names),
+        source=scanner.source,
+        distributions=_distributions(carriers, vulnerabilities, unaudited, unscreened),
+        vulnerabilities=vulnerabilities,
+        suspicions=suspected,
+        licences=licences,
+        not_scanned=gaps,
+        safety=answer.database if answer else None,
+        warnings=(
+            *scanner.source.notes,
+            *(why for one in built.values() if (why := _other_than_its_lock(project, one))),
+            *warnings,
+            *exemption_notes(
+                scanner.exemptions,
+                (*vulnerabilities, *suspected),
+                set() if gaps else covered,
+                by_safety=answer is not None,
+            ),
+        ),
+        seconds=seconds,
+    )
+
+
+def _pins(one: BuiltLayer) -> set[Pin]:
+    return {(entry.name, entry.version) for entry in one.manifest.distributions}
+
+
+def _carriers(audited: Mapping[str, Iterable[Audited]]) -> dict[Pin, tuple[str, ...]]:
+    """Which layers carry each distribution, sorted by distribution."""
+    found: dict[Pin, tuple[str, ...]] = {}
+    for layer, entries in audited.items():
+        for one in entries:
+            found[one.name, one.version] = (*found.get((one.name, one.version), ()), layer)
+    return dict(sorted(found.items()))
+
+
+def _audit(
+    scanner: Scanner, built: Mapping[str, BuiltLayer], carried: Mapping[str, Mapping[Pin, str]]
+) -> dict[str, tuple[Audited, ...]]:
+    problem = scanner.audit.reason if isinstance(scanner.audit, Skipped) else scanner.source.problem
+    if isinstance(scanner.audit, Skipped) or problem:
+        return {
+            name: tuple(Audited(*pin, not_scanned=reason or problem) for pin, reason in sorted(found.items()))
+            for name, found in carried.items()
+        }
+    answers = scanner.audit({one.tree: _pins(one) for one in built.values()})
+    return {name: answers[one.tree] for name, one in built.items()}
+
+
+def _screen(
+    screen: Callable[[Iterable[Pin]], SafetyAnswer | Skipped], carried: Mapping[str, Mapping[Pin, str]]
+) -> SafetyAnswer | Skipped:
+    """What safety says of everything that somebody can be asked about."""
+    return screen({pin for found in carried.values() for pin, reason in found.items() if not reason})
+
+
+def _suspects(project: Project, one: BuiltLayer, jobs: int) -> tuple[Suspect, ...] | str:
+    """The suspicious files of a layer; a text: why they are not known."""
+    source = project.own_code(one.layer.name)
+    own = {path.relative_to(source).as_posix() for path in trees.own_files(source)} if source.is_dir() else set()
+    try:
+        return suspects(one.tree, own, jobs)
+    except OSError as error:
+        return f"{error.filename or one.tree}: {error.strerror or error}"
+
+
+def _licences(one: BuiltLayer, scanner: Scanner) -> Checked:
+    name = one.layer.name
+    try:
+        distributions = trees.installed(one.tree)
+    except (ConfigurationError, ValueError, csv.Error, OSError) as error:
+        reason = f"a RECORD can't be read: {error.message if isinstance(error, ConfigurationError) else error}"
+        return replace(
+            check_licences(name, (), scanner.deny),
+            skipped=(Skipped("licences", name, reason),) if scanner.deny else (),
+            detail=reason,
+        )
+    return check_licences(name, [licence_of(entry, scanner.known_licences) for entry in distributions], scanner.deny)
+
+
+def _other_than_its_lock(project: Project, one: BuiltLayer) -> str:
+    """What to say where a build has not what its lock has now; empty where it has."""
+    name = one.layer.name
+    try:
+        lock = read_lock(project, name, one.manifest.target)
+    except ConfigurationError as error:
+        return f"whether the build of {name} is that of its lock is not known: {error.message}"
+    if lock is None:
+        return ""
+    left_out = one.manifest.optimized.left_out.items() if one.manifest.optimized else ()
+    locked = {(entry.name, entry.version) for entry in lock.packages}
+    different = sorted((locked ^ _pins(one)) - (set(left_out) & locked))
+    if not different:
+        return ""
+    names = ", ".join(dict.fromkeys(name for name, _ in different))
+    return f"the build of {name} was scanned, and its lock says otherwise now of {names}: inv build --layer {name}"
+
+
+def _distributions(
+    carriers: Mapping[Pin, tuple[str, ...]],
+    vulnerabilities: Iterable[Vulnerability],
+    *unanswered: Mapping[Pin, tuple[str, str]],
+) -> tuple[Scanned, ...]:
+    vulnerable = {(one.name, one.version) for one in vulnerabilities}
+    found = []
+    for pin, layers in carriers.items():
+        reasons = tuple(dict.fromkeys(gaps[pin][0] for gaps in unanswered if pin in gaps))
+        result = Result.VULNERABLE if pin in vulnerable else Result.NOT_SCANNED if reasons else Result.CLEAN
+        found.append(Scanned(*pin, layers, result, reasons))
+    return tuple(found)
+
+
+# ---- what could not be looked at ----
+
+
+def _unaudited(scanner: Scanner, audited: Mapping[str, Iterable[Audited]]) -> dict[Pin, tuple[str, str]]:
+    """What pip-audit did not scan: the reason, and what to do."""
+    hint = scanner.audit.hint if isinstance(scanner.audit, Skipped) else scanner.source.hint
+    return {
+        (one.name, one.version): (one.not_scanned, hint)
+        for found in audited.values()
+        for one in found
+        if one.not_scanned
+    }
+
+
+def _unscreened(screened: SafetyAnswer | Skipped | None, pins: Iterable[Pin]) -> dict[Pin, tuple[str, str]]:
+    """What safety did not scan, as above."""
+    if isinstance(screened, Skipped):
+        said = (screened.reason.removeprefix("not scanned by safety: "), screened.hint)
+        return dict.fromkeys(pins, said)
+    return {pin: (reason, "") for pin, reason in screened.not_scanned.items()} if screened else {}
+
+
+def _gaps(
+    by: str, unanswered: Mapping[Pin, tuple[str, str]], carriers: Mapping[Pin, tuple[str, ...]]
+) -> Iterator[NotScanned]:
+    """Each reason once, with all that it holds for."""
+    pins: dict[tuple[str, str], list[Pin]] = {}
+    for pin, said in sorted(unanswered.items()):
+        pins.setdefault(said, []).append(pin)
+    for (reason, hint), found in pins.items():
+        layers = dict.fromkeys(layer for pin in found for layer in carriers.get(pin, ()))
+        yield NotScanned(by, tuple(" ".join(pin) for pin in found), tuple(layers), reason, hint)
+
+
+# ---- one finding for one vulnerability ----
+
+
+def _vulnerabilities(
+    scanner: Scanner,
+    audited: Mapping[str, tuple[Audited, ...]],
+    screened: SafetyAnswer | None,
+    carriers: Mapping[Pin, tuple[str, ...]],
+) -> tuple[list[Vulnerability], list[str]]:
+    """What pip-audit and safety say, by distribution and alias; and what could not be found out about it."""
+    reported = {(one.name, one.version): one for found in audited.values() for one in found}
+    by_safety: dict[Pin, list[SafetyFinding]] = {}
+    for one in screened.findings if screened else ():
+        by_safety.setdefault((one.name, one.version), []).append(one)
+    weak = [pin for pin in carriers if (pin in reported and reported[pin].advisories) or pin in by_safety]
+    warnings: list[str] = []
+
+    def known(pin: Pin) -> tuple[Advisory, ...]:
+        if scanner.source.details is None or scanner.source.problem:
+            return ()
+        try:
+            return scanner.source.details(*pin)
+        except ExternalError as error:
+            warnings.append(f"what the advisories about {pin[0]} {pin[1]} say is not known: {error.message}")
+            return ()
+
+    with threads(8) as pool:
+        details = dict(zip(weak, pool.map(known, weak), strict=True))
+    found: list[Vulnerability] = []
+    for pin in weak:
+        said = {
+            "pip-audit": _of_report(pin, reported[pin]) if pin in reported else [],
+            "safety": [_of_safety(pin, one) for one in by_safety.get(pin, ())],
+        }
+        found += _of_distribution(pin, carriers[pin], details[pin], said)
+    return found, warnings
+
+
+def _of_report(pin: Pin, audited: Audited) -> list[Advisory]:
+    """What pip-audit says, in the form of advisories: ids and a word, no severity."""
+    return [
+        _bare(pin, one.id, one.aliases, one.summary, Level.UNKNOWN, None, one.fixed, "") for one in audited.advisories
+    ]
+
+
+def _of_safety(pin: Pin, one: SafetyFinding) -> Advisory:
+    return _bare(pin, f"SAFETY-{one.id}", one.aliases, one.summary, Level(one.level), one.score, one.fixed, one.url)
+
+
+def _bare(
+    pin: Pin,
+    id_: str,
+    aliases: Iterable[str],
+    summary: str,
+    level: Level,
+    score: float | None,
+    fixed: Iterable[str],
+    url: str,
+) -> Advisory:
+    """An advisory as a program tells of it: it affects the version at hand, up to the first one that fixes it."""
+    end = _lowest_above(pin[1], fixed)
+    affected = Affected(pin[0], ((pin[1], end, False),) if end else (), () if end else (pin[1],))
+    page = url or (f"https://osv.dev/vulnerability/{id_}" if not id_.startswith("SAFETY-") else "")
+    names = tuple(sorted(set(aliases) - {id_}))
+    return Advisory(id_, names, summary, level, score, "", (affected,), page, _UNDATED, withdrawn=False)
+
+
+_UNDATED = "1970-01-01T00:00:00Z"
+
+
+def _of_distribution(
+    pin: Pin, layers: tuple[str, ...], details: Sequence[Advisory], said: Mapping[str, Sequence[Advisory]]
+) -> Iterator[Vulnerability]:
+    """One Vulnerability for each group of advisories that aliases connect."""
+    everything = [*details, *(advisory for entries in said.values() for advisory in entries)]
+    for group in merge(everything):
+        by = [name for name, entries in said.items() if any(advisory.ids & group.ids for advisory in entries)]
+        # What a database says is better than what a program says of it. All the names of the group connect it: two
+        # documents may be about one vulnerability by a name that only a program knows.
+        whole = [
+            replace(advisory, aliases=tuple(sorted(group.ids - {advisory.id})))
+            for advisory in details
+            if advisory.ids & group.ids
+        ]
+        best = merge(whole)[0] if whole else group
+        ends = [end for end in _ends(group) if not (whole and applies(best, pin[0], end))]
+        yield Vulnerability(
+            name=pin[0],
+            version=pin[1],
+            layers=layers,
+            id=best.id,
+            aliases=best.aliases,
+            summary=best.summary or group.summary,
+            level=group.level if best.level is Level.UNKNOWN else best.level,
+            score=group.score if best.level is Level.UNKNOWN else best.score,
+            fixed=(fixed_above(best, *pin) if whole else None) or _lowest_above(pin[1], ends),
+            url=best.url,
+            found_by=tuple(by) or ("the advisory database",),
+            advisories=tuple(whole),
+        )
+
+
+def _ends(advisory: Advisory) -> list[str]:
+    return [end for affected in advisory.affected for _, end, inclusive in affected.ranges if end and not inclusive]
+
+
+def _lowest_above(version: str, others: Iterable[str]) -> str | None:
+    installed = _parsed(version)
+    above = [
+        (parsed, other) for other in others if (parsed := _parsed(other)) and (installed is None or parsed > installed)
+    ]
+    return min(above)[1] if above else None
+
+
+def _parsed(version: str) -> Version | None:
+    try:
+        return Version(version)
+    except InvalidVersion:
+        return None
+
+
+# ---- what counts ----
+
+_ORDER = (Level.CRITICAL, Level.HIGH, Level.UNKNOWN, Level.MEDIUM, Level.LOW)
+
+
+def judge(
+    found: Iterable[Vulnerability],
+    suspicions: Iterable[Suspicion],
+    exemptions: Sequence[Exemption],
+    fail_on: Level | None,
+    today: date,
+) -> tuple[tuple[Vulnerability, ...], tuple[Suspicion, ...]]:
+    """With their standing, in the order of ``Scan``. What counts in one layer and not in another is two.
+
+    An exception for one layer is for that layer only, and each holds up to its day and on it. What is less severe than
+    ``fail_on`` does not count; None: everything does.
+    """
+    judged = [part for one in found for part in _by_standing(one, exemptions, fail_on, today)]
+    worst: dict[tuple[bool, str, str], int] = {}
+    for one in judged:
+        key = (not one.standing.counts, one.name, one.version)
+        worst[key] = min(worst.get(key, len(_ORDER)), _ORDER.index(one.level))
+    suspected = []
+    for other in suspicions:
+        standing, exemption = _standing(other, other.layer, exemptions, fail_on, today)
+        suspected.append(replace(other, standing=standing, exemption=exemption))
+
+    def place(one: Vulnerability) -> tuple[bool, int, str, str, int, str, tuple[str, ...]]:
+        key = (not one.standing.counts, one.name, one.version)
+        return (key[0], worst[key], one.name, one.version, _ORDER.index(one.level), one.id, one.layers)
+
+    suspected.sort(key=lambda one: (not one.standing.counts, _ORDER.index(one.level), one.layer, one.suspect))
+    return tuple(sorted(judged, key=place)), tuple(suspected)
+
+
+def _by_standing(
+    one: Vulnerability, exemptions: Sequence[Exemption], fail_on: Level | None, today: date
+) -> Iterator[Vulnerability]:
+    layers: dict[tuple[Standing, Exemption | None], list[str]] = {}
+    for layer in one.layers:
+        layers.setdefault(_standing(one, layer, exemptions, fail_on, today), []).append(layer)
+    for (standing, exemption), carrying in layers.items():
+        yield replace(one, layers=tuple(carrying), standing=standing, exemption=exemption)
+
+
+def _standing(
+    one: Vulnerability | Suspicion,
+    layer: str,
+    exemptions: Iterable[Exemption],
+    fail_on: Level | None,
+    today: date,
+) -> tuple[Standing, Exemption | None]:
+    """How something that was found stands in a layer, and the exception that decides it."""
+    matching = [entry for entry in exemptions if entry.layer in ("", layer) and _is_about(entry, one)]
+    last = max(matching, key=lambda entry: entry.expires, default=None)
+    if last and today <= last.expires:
+        return Standing.EXEMPT, last
+    if fail_on and not one.level.reaches(fail_on):
+        return Standing.BELOW, None
+    return (Standing.EXPIRED, last) if last else (Standing.COUNTS, None)
+
+
+def _is_about(entry: Exemption, one: Vulnerability | Suspicion) -> bool:
+    if isinstance(one, Suspicion):
+        return entry.id == one.id
+    return entry.id.upper() in {name.upper() for name in one.ids}
+
+
+def exemption_notes(
+    exemptions: Iterable[Exemption],
+    found: Iterable[Vulnerability | Suspicion],
+    covered: Collection[str],
+    *,
+    by_safety: bool,
+) -> Iterator[str]:
+    """What is to be said of exceptions: those that have expired, and those that match nothing.
+
+    ``covered`` are the layers where everything was looked at, with an empty text among them where those are all. An
+    exception for others may well be needed, and so may one by a name of safety's when it was not asked.
+    """
+    things = tuple(found)
+    for entry in exemptions:
+        about = [one for one in things if _is_about(entry, one) and entry.layer in ("", *_layers(one))]
+        if any(one.exemption == entry and one.standing is Standing.EXPIRED for one in about):
+            yield f"{entry.where}: the exception for {entry.id} expired on {entry.expires}, so that it counts again"
+        elif not about and entry.layer in covered and (by_safety or not entry.id.upper().startswith(_OF_SAFETY)):
+            yield (
+                f"{entry.where}: the exception for {entry.id} matches nothing that was found: take it out, unless a "
+                "build for another target needs it"
+            )
+
+
+_OF_SAFETY = ("SAFETY-", "PVE-")
+
+
+def _layers(one: Vulnerability | Suspicion) -> tuple[str, ...]:
+    return (one.layer,) if isinstance(one, Suspicion) else one.layers
+
+
+def now() -> datetime:
+    """The time, in UTC."""
+    return datetime.now(UTC)
