@@ -25,9 +25,9 @@ from typing import Any
 
 from packaging.version import InvalidVersion, Version
 
-from layerkit.environments import module_command, tool_environment
 from layerkit.model import normalized
 from layerkit.processes import Contained, run_contained, threads, without_secrets
+from layerkit.virtualenvs import module_command, tool_environment
 
 NAME = "audit"
 """The environment that has pip-audit."""

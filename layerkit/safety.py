@@ -22,9 +22,9 @@ from typing import Any
 from packaging.specifiers import InvalidSpecifier, SpecifierSet
 from packaging.version import InvalidVersion, Version
 
-from layerkit.environments import module_command, tool_environment
 from layerkit.model import Skipped, normalized
 from layerkit.processes import Contained, run_contained, without_secrets
+from layerkit.virtualenvs import module_command, tool_environment
 
 NAME = "safety"
 """The environment that has safety."""

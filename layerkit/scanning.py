@@ -247,7 +247,7 @@ class Scanned:
     layers: tuple[str, ...]
     result: Result
     reasons: tuple[str, ...] = ()
-    """Why it was not scanned, or not by all."""
+    """Whose answer is missing, and why."""
 
 
 @dataclass(frozen=True)
@@ -394,7 +394,7 @@ def scan(
         target=target,
         layers=tuple(names),
         source=scanner.source,
-        distributions=_distributions(carriers, vulnerabilities, unaudited, unscreened),
+        distributions=_distributions(carriers, vulnerabilities, {"pip-audit": unaudited, "safety": unscreened}),
         vulnerabilities=vulnerabilities,
         suspicions=suspected,
         licences=licences,
@@ -493,12 +493,12 @@ def _other_than_its_lock(project: Project, one: BuiltLayer) -> str:
 def _distributions(
     carriers: Mapping[Pin, tuple[str, ...]],
     vulnerabilities: Iterable[Vulnerability],
-    *unanswered: Mapping[Pin, tuple[str, str]],
+    unanswered: Mapping[str, Mapping[Pin, tuple[str, str]]],
 ) -> tuple[Scanned, ...]:
     vulnerable = {(one.name, one.version) for one in vulnerabilities}
     found = []
     for pin, layers in carriers.items():
-        reasons = tuple(dict.fromkeys(gaps[pin][0] for gaps in unanswered if pin in gaps))
+        reasons = tuple(f"{by}: {gaps[pin][0]}" for by, gaps in unanswered.items() if pin in gaps)
         result = Result.VULNERABLE if pin in vulnerable else Result.NOT_SCANNED if reasons else Result.CLEAN
         found.append(Scanned(*pin, layers, result, reasons))
     return tuple(found)

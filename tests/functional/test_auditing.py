@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from layerkit.auditing import NAME, Audited, Auditor, Pin, Reported, carried_by, chunks_of, read_answer
-from layerkit.environments import environment, requirements_of
 from layerkit.errors import ExternalError
+from layerkit.virtualenvs import environment, requirements_of
 from tests.support.osv import Document, Mode, Osv, document, serve
 
 ROOT = Path(__file__).parents[2]

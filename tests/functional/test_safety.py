@@ -14,9 +14,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from layerkit.environments import environment, requirements_of
 from layerkit.model import Skipped
 from layerkit.safety import NAME, Database, Safety, SafetyAnswer, SafetyFinding, Unusable, reported
+from layerkit.virtualenvs import environment, requirements_of
 from tests.support.safety_service import Flaw, SafetyService, database, serve_safety
 
 ROOT = Path(__file__).parents[2]

@@ -16,7 +16,7 @@ LAYERS = [
     {"errors", "elf", "sensitive"},
     {"model", "processes", "files", "contents"},
     {"runtimes", "manifests", "results", "interpreters", "archiving", "stripping", "template"},
-    {"project", "installer", "probing", "trees", "environments", "advisories", "sarif"},
+    {"project", "installer", "probing", "trees", "virtualenvs", "advisories", "sarif"},
     {"locking", "metadata", "builds", "cleaning", "creating", "verifying", "osv", "auditing", "safety", "licences"},
     {"validating", "oracle", "rules", "comparing", "sharing", "suspects", "sbom"},
     {"bytecode", "functions"},

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from layerkit.environments import environment, module_command, requirements_of, tool_environment
 from layerkit.errors import ExternalError
 from layerkit.processes import run, run_contained
+from layerkit.virtualenvs import environment, module_command, requirements_of, tool_environment
 from tests.support.index import Index, serve
 from tests.support.wheels import make_wheel
 
@@ -24,7 +24,7 @@ SAYS = "import os, sys\nprint('tool', VERSION, os.path.exists('shadowed'))\n"
 
 # What another process runs to make an environment: its arguments are the requirements and the folder to run in.
 MAKING = (
-    "import sys; from pathlib import Path; from layerkit.environments import environment\n"
+    "import sys; from pathlib import Path; from layerkit.virtualenvs import environment\n"
     "print(environment('tool', Path(sys.argv[1]), Path(sys.argv[2]), print))\n"
 )
 
