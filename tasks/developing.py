@@ -112,25 +112,26 @@ def lint(ctx: Context) -> Outcome:
     )
 
 
-BENCHES = ("build", "validate")
+BENCHES = ("build", "optimize", "packages", "validate")
 
 
 @task(
     positional=["name"],
     help={
         "name": f"what to measure: {', '.join(BENCHES)}",
-        "pairs": "how many interleaved rounds (default: 7)",
+        "rounds": "how many interleaved rounds (default: 7; packages are each built once)",
         "json_output": "also write the figures to this file",
     },
 )
-def bench(ctx: Context, name: str, pairs: int = 7, json_output: str | None = None) -> Outcome:
+def bench(ctx: Context, name: str, rounds: int = 7, json_output: str | None = None) -> Outcome:
     """Measure this project against what it replaces: interleaved rounds, medians, ratios."""
     if name not in BENCHES:
         raise ConfigurationError(f"there is no bench called {name!r}.", f"Benches: {', '.join(BENCHES)}.")
-    if pairs < 1:
-        raise ConfigurationError(f"--pairs must be 1 or more, not {pairs}.")
+    if rounds < 1:
+        raise ConfigurationError(f"--rounds must be 1 or more, not {rounds}.")
     root = find_root()
-    command: list[str | Path] = [sys.executable, root / "tests" / "bench" / f"bench_{name}.py", "--pairs", str(pairs)]
-    command += ["--json", json_output] if json_output else []
+    command = [sys.executable, "-m", f"tests.bench.bench_{name}"]
+    command += [] if name == "packages" else ["--pairs", str(rounds)]
+    command += ["--json", str(Path(json_output).absolute())] if json_output else []
     code = _run(command, root)
     return Outcome({"schema": 1, "exit_code": code}, lambda: None, 0 if code == 0 else 4)

@@ -145,9 +145,9 @@ def scanner(chosen: Settings, project: Project, *, source: str, fail_on: str, sk
 
 def _environment(name: str, root: Path) -> Path | Skipped:
     """The interpreter of a program's environment; or why there is none, which leaves the rest of a scan as it is."""
-    from layerkit.environments import environment, requirements_of
     from layerkit.errors import ExternalError
     from layerkit.model import Skipped
+    from layerkit.virtualenvs import environment, requirements_of
 
     try:
         return environment(name, requirements_of(name), root, say)

@@ -285,7 +285,8 @@ def _worst(broken: Mapping[str, LayerkitError]) -> int:
 def _say_half_made(project: Project) -> None:
     if any((project.state / name).is_dir() for name in ("swap", "update")):
         say(
-            "a build or update was interrupted while it was put in place: the next `inv build` or `inv lock` finishes it"
+            "a build or update was interrupted while it was put in place: "
+            "the next `inv build` or `inv lock` finishes it"
         )
 
 

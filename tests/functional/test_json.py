@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 
 from tests.support.checkouts import HERE, Checkout
 from tests.support.index import Index
+from tests.support.osv import KNOWN
 from tests.support.wheels import make_wheel
 
 DOCUMENTATION = Path(__file__).parents[2] / "docs" / "json.md"
@@ -23,6 +25,15 @@ WHOLE = {
     "checks.findings",
     "checks.skipped",
     "locks.versions",
+    # of security-scan, held against the documentation in test_scanning.py
+    "source",
+    "safety",
+    "distributions",
+    "vulnerabilities",
+    "suspects",
+    "licences",
+    "not_scanned",
+    "seconds",
 }
 
 
@@ -50,11 +61,16 @@ def documented(task: str) -> set[str]:
         ("status", ["--graph", *HERE_FLAGS]),
         ("doctor", []),
         ("clean", ["--dry-run"]),
+        ("security-scan", ["--source", "local", *HERE_FLAGS]),
+        ("sbom", HERE_FLAGS),
+        ("advisories-update", ["--from", "advisories"]),
     ],
 )
 def test_every_key_is_documented_and_no_other(checkout: Checkout, index: Index, task: str, words: list[str]) -> None:
     make_wheel(index.folder, "thing", "1.0")
     checkout.layer("web", "thing\n")
+    (checkout.root / "advisories").mkdir()
+    (checkout.root / "advisories" / "one.json").write_text(json.dumps(KNOWN))
     if task not in ("lock", "build"):
         assert checkout.inv("build", *HERE_FLAGS).returncode == 0
     assert keys(checkout.inv_json(task, *words)) == documented(task)
