@@ -26,7 +26,8 @@ from urllib.parse import quote, urlsplit
 from urllib.request import HTTPRedirectHandler, OpenerDirector, ProxyHandler, Request, build_opener
 
 from layerkit import __version__
-from layerkit.advisories import Advisory, Edition, Level, Store, import_archive, parse_advisory
+from layerkit.advisories import Advisory, Level, parse_advisory
+from layerkit.advisorydb import Edition, Store, import_archive
 from layerkit.errors import ConfigurationError, ExternalError
 from layerkit.model import MIB, normalized
 

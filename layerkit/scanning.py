@@ -8,205 +8,31 @@ never a pass, and goes before what was found.
 from __future__ import annotations
 
 import csv
-import posixpath
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import UTC, date, datetime, timedelta
+from datetime import date
 from enum import Enum
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from packaging.version import InvalidVersion, Version
-
 from layerkit import trees
-from layerkit.advisories import Advisory, Affected, Level, Store, applies, fixed_above, merge
+from layerkit.advisories import Advisory, Affected, Level, applies, fixed_above, merge
 from layerkit.auditing import Audited, Pin, carried_by
 from layerkit.builds import BuiltLayer, builds
 from layerkit.errors import ConfigurationError, ExternalError
+from layerkit.judging import Suspicion, Vulnerability, exemption_notes, judge, parsed_version
 from layerkit.licences import check_licences, licence_of
 from layerkit.locking import read_lock
 from layerkit.model import Checked, Exemption, Skipped, Target
-from layerkit.osv import Service, serve
 from layerkit.processes import threads
 from layerkit.project import Project
 from layerkit.safety import Database, SafetyAnswer, SafetyFinding
+from layerkit.sources import Source
 from layerkit.suspects import Suspect, suspects
 
 _T = TypeVar("_T")
-
-OLD = timedelta(days=7)
-"""From this age on, data of advisories is called old."""
-
-SOURCES = ("auto", "osv", "pypi", "local")
-
-
-# ---- who is asked ----
-
-
-@dataclass(frozen=True)
-class Source:
-    """Where advisories come from, as it was settled for one scan."""
-
-    name: str
-    """``osv``, ``pypi`` or ``local``."""
-    shown: str
-    """What to call it: an address's host, or the local database."""
-    query_url: str | None
-    """Where pip-audit asks in OSV's way; None: it asks PyPI in PyPI's, or nobody where there is a problem."""
-    details: Callable[[str, str], tuple[Advisory, ...]] | None = None
-    """The advisories about a distribution at a version, whole; None where only pip-audit's words are to be had."""
-    date: datetime | None = None
-    """How old the data is; None for a service, whose data is today's."""
-    notes: tuple[str, ...] = ()
-    problem: str = ""
-    """Why it can't be asked; empty when it can."""
-    hint: str = ""
-    """What to do about the problem."""
-
-
-@contextmanager
-def opened(choice: str, url: str, store: Path, now: datetime) -> Iterator[Source]:
-    """The source for ``--source`` (one of SOURCES), open as long as the context.
-
-    ``url`` is that of the OSV service, ``store`` the local database, which ``auto`` falls back on. One that can't be
-    asked is a Source with a problem. ConfigurationError for an address that is none.
-    """
-    with ExitStack() as stack:
-        yield _source(stack, choice, url, store, now)
-
-
-def _source(stack: ExitStack, choice: str, url: str, store: Path, now: datetime) -> Source:
-    if choice == "local":
-        return _local(stack, store, now)
-    if choice == "pypi":
-        return _pypi(stack, store)
-    service = Service(url)
-    why_not = service.unreachable().rstrip(".")
-    if not why_not:
-        return Source("osv", service.name, service.query_url, service.advisories_of)
-    local = _local(stack, store, now) if choice == "auto" else None
-    if local is None:
-        return Source("osv", service.name, service.query_url, problem=why_not, hint=_NO_SERVICE)
-    if local.problem:
-        problem = f"{why_not}, and in its place: {local.problem}"
-        return Source("osv", service.name, service.query_url, problem=problem, hint=local.hint)
-    note = f"the local database was asked, since the service could not be: {why_not}"
-    return replace(local, notes=(note, *local.notes))
-
-
-_NO_SERVICE = "Check the network and layerkit.osv_url, or use the local database: --source auto or --source local."
-
-
-def _local(stack: ExitStack, path: Path, now: datetime) -> Source:
-    try:
-        store = stack.enter_context(Store.open(path))
-    except ExternalError as error:
-        problem = error.message.rstrip(".")
-        return Source("local", "the local database", None, problem=problem, hint=error.hint)
-    service = stack.enter_context(serve(store))
-    notes = []
-    if now - store.date > OLD:
-        days = (now - store.date).days
-        notes.append(
-            f"the newest advisory of the local database is {days} days old; what was published since is not in it: "
-            "inv advisories-update"
-        )
-    return Source("local", "the local database", service.query_url, store.query, store.date, tuple(notes))
-
-
-def _pypi(stack: ExitStack, path: Path) -> Source:
-    """PyPI's own service, which gives no severities; they are the local database's, where there is one."""
-    try:
-        store = stack.enter_context(Store.open(path))
-    except ExternalError:
-        note = "PyPI gives no severities; with a local database they would be known: inv advisories-update"
-        return Source("pypi", "PyPI", None, notes=(note,))
-    note = f"PyPI gives no severities; those here are from the local database of {store.date:%Y-%m-%d}"
-    return Source("pypi", "PyPI", None, store.query, notes=(note,))
-
-
-# ---- what is found ----
-
-
-class Standing(Enum):
-    """Whether something that was found counts."""
-
-    COUNTS = "counts"
-    EXEMPT = "exempt"
-    """The team has said why it does not matter, and until when."""
-    EXPIRED = "expired"
-    """It has, and the time is over: it counts."""
-    BELOW = "below"
-    """It is less severe than what was asked for."""
-
-    @property
-    def counts(self) -> bool:
-        return self in (Standing.COUNTS, Standing.EXPIRED)
-
-
-@dataclass(frozen=True)
-class Vulnerability:
-    """One vulnerability of a distribution at a version, in the layers that carry it and where it counts alike."""
-
-    name: str
-    version: str
-    layers: tuple[str, ...]
-    id: str
-    aliases: tuple[str, ...]
-    summary: str
-    level: Level
-    score: float | None
-    fixed: str | None
-    """The lowest version above this one that fixes it; None where none is known."""
-    url: str
-    found_by: tuple[str, ...]
-    advisories: tuple[Advisory, ...] = field(compare=False)
-    """What the source has about it, whole; empty where only a program's words are to be had."""
-    standing: Standing = Standing.COUNTS
-    exemption: Exemption | None = None
-
-    @property
-    def ids(self) -> frozenset[str]:
-        return frozenset({self.id, *self.aliases})
-
-    def affects(self, version: str) -> bool:
-        """Whether it is about another version of the distribution as well.
-
-        Where there is no advisory to ask, it is up to the first version that is said to fix it.
-        """
-        if self.advisories:
-            return any(applies(advisory, self.name, version) for advisory in self.advisories)
-        one, fixed = _parsed(version), _parsed(self.fixed or "")
-        return version == self.version or one is None or fixed is None or one < fixed
-
-
-@dataclass(frozen=True)
-class Suspicion:
-    """A suspicious file of a layer."""
-
-    layer: str
-    folder: str
-    """Where the layer's tree lies, below the checkout."""
-    suspect: Suspect
-    standing: Standing = Standing.COUNTS
-    exemption: Exemption | None = None
-
-    @property
-    def id(self) -> str:
-        """What an exception calls it: ``secret:pkg/data.txt``."""
-        return f"{self.suspect.kind}:{self.suspect.path}"
-
-    @property
-    def level(self) -> Level:
-        return Level(self.suspect.level)
-
-    @property
-    def file(self) -> str:
-        """The path below the checkout, with ``/``."""
-        return posixpath.normpath(posixpath.join(self.folder, self.suspect.path))
 
 
 @dataclass(frozen=True)
@@ -645,119 +471,10 @@ def _ends(advisory: Advisory) -> list[str]:
 
 
 def _lowest_above(version: str, others: Iterable[str]) -> str | None:
-    installed = _parsed(version)
+    installed = parsed_version(version)
     above = [
-        (parsed, other) for other in others if (parsed := _parsed(other)) and (installed is None or parsed > installed)
+        (parsed, other)
+        for other in others
+        if (parsed := parsed_version(other)) and (installed is None or parsed > installed)
     ]
     return min(above)[1] if above else None
-
-
-def _parsed(version: str) -> Version | None:
-    try:
-        return Version(version)
-    except InvalidVersion:
-        return None
-
-
-# ---- what counts ----
-
-_ORDER = (Level.CRITICAL, Level.HIGH, Level.UNKNOWN, Level.MEDIUM, Level.LOW)
-
-
-def judge(
-    found: Iterable[Vulnerability],
-    suspicions: Iterable[Suspicion],
-    exemptions: Sequence[Exemption],
-    fail_on: Level | None,
-    today: date,
-) -> tuple[tuple[Vulnerability, ...], tuple[Suspicion, ...]]:
-    """With their standing, in the order of ``Scan``. What counts in one layer and not in another is two.
-
-    An exception for one layer is for that layer only, and each holds up to its day and on it. What is less severe than
-    ``fail_on`` does not count; None: everything does.
-    """
-    judged = [part for one in found for part in _by_standing(one, exemptions, fail_on, today)]
-    worst: dict[tuple[bool, str, str], int] = {}
-    for one in judged:
-        key = (not one.standing.counts, one.name, one.version)
-        worst[key] = min(worst.get(key, len(_ORDER)), _ORDER.index(one.level))
-    suspected = []
-    for other in suspicions:
-        standing, exemption = _standing(other, other.layer, exemptions, fail_on, today)
-        suspected.append(replace(other, standing=standing, exemption=exemption))
-
-    def place(one: Vulnerability) -> tuple[bool, int, str, str, int, str, tuple[str, ...]]:
-        key = (not one.standing.counts, one.name, one.version)
-        return (key[0], worst[key], one.name, one.version, _ORDER.index(one.level), one.id, one.layers)
-
-    suspected.sort(key=lambda one: (not one.standing.counts, _ORDER.index(one.level), one.layer, one.suspect))
-    return tuple(sorted(judged, key=place)), tuple(suspected)
-
-
-def _by_standing(
-    one: Vulnerability, exemptions: Sequence[Exemption], fail_on: Level | None, today: date
-) -> Iterator[Vulnerability]:
-    layers: dict[tuple[Standing, Exemption | None], list[str]] = {}
-    for layer in one.layers:
-        layers.setdefault(_standing(one, layer, exemptions, fail_on, today), []).append(layer)
-    for (standing, exemption), carrying in layers.items():
-        yield replace(one, layers=tuple(carrying), standing=standing, exemption=exemption)
-
-
-def _standing(
-    one: Vulnerability | Suspicion,
-    layer: str,
-    exemptions: Iterable[Exemption],
-    fail_on: Level | None,
-    today: date,
-) -> tuple[Standing, Exemption | None]:
-    """How something that was found stands in a layer, and the exception that decides it."""
-    matching = [entry for entry in exemptions if entry.layer in ("", layer) and _is_about(entry, one)]
-    last = max(matching, key=lambda entry: entry.expires, default=None)
-    if last and today <= last.expires:
-        return Standing.EXEMPT, last
-    if fail_on and not one.level.reaches(fail_on):
-        return Standing.BELOW, None
-    return (Standing.EXPIRED, last) if last else (Standing.COUNTS, None)
-
-
-def _is_about(entry: Exemption, one: Vulnerability | Suspicion) -> bool:
-    if isinstance(one, Suspicion):
-        return entry.id == one.id
-    return entry.id.upper() in {name.upper() for name in one.ids}
-
-
-def exemption_notes(
-    exemptions: Iterable[Exemption],
-    found: Iterable[Vulnerability | Suspicion],
-    covered: Collection[str],
-    *,
-    by_safety: bool,
-) -> Iterator[str]:
-    """What is to be said of exceptions: those that have expired, and those that match nothing.
-
-    ``covered`` are the layers where everything was looked at, with an empty text among them where those are all. An
-    exception for others may well be needed, and so may one by a name of safety's when it was not asked.
-    """
-    things = tuple(found)
-    for entry in exemptions:
-        about = [one for one in things if _is_about(entry, one) and entry.layer in ("", *_layers(one))]
-        if any(one.exemption == entry and one.standing is Standing.EXPIRED for one in about):
-            yield f"{entry.where}: the exception for {entry.id} expired on {entry.expires}, so that it counts again"
-        elif not about and entry.layer in covered and (by_safety or not entry.id.upper().startswith(_OF_SAFETY)):
-            yield (
-                f"{entry.where}: the exception for {entry.id} matches nothing that was found: take it out, unless a "
-                "build for another target needs it"
-            )
-
-
-_OF_SAFETY = ("SAFETY-", "PVE-")
-
-
-def _layers(one: Vulnerability | Suspicion) -> tuple[str, ...]:
-    return (one.layer,) if isinstance(one, Suspicion) else one.layers
-
-
-def now() -> datetime:
-    """The time, in UTC."""
-    return datetime.now(UTC)

@@ -20,9 +20,11 @@ from .settings import Settings, settings
 from .support import Outcome, say, task
 
 if TYPE_CHECKING:
+    from layerkit.judging import Suspicion, Vulnerability
     from layerkit.model import Skipped
     from layerkit.project import Project
-    from layerkit.scanning import Scan, Scanner, Source, Suspicion, Vulnerability
+    from layerkit.scanning import Scan, Scanner
+    from layerkit.sources import Source
 
 FORMATS = ("text", "json", "markdown", "sarif")
 LEVELS = ("low", "medium", "high", "critical", "any")
@@ -57,7 +59,7 @@ def security_scan(
     json: bool = False,
 ) -> Outcome:
     """Scan the built layers for known vulnerabilities, secrets and suspicious files."""
-    from layerkit.scanning import SOURCES
+    from layerkit.sources import SOURCES
 
     one_of("--source", source, SOURCES)
     one_of("--fail-on", fail_on, LEVELS)
@@ -99,7 +101,8 @@ def run_scan(
     skip_safety: bool = False,
 ) -> Scan:
     """Scan what is built in ``project``, the checkout or a draft of it, as the settings and flags say."""
-    from layerkit.scanning import now, scan
+    from layerkit.scanning import scan
+    from layerkit.sources import now
 
     from .output import progress_of_checks
 
@@ -115,9 +118,11 @@ def run_scan(
 def scanner(chosen: Settings, project: Project, *, source: str, fail_on: str, skip_safety: bool) -> Iterator[Scanner]:
     """What a scan runs with: both programs in their environments, the source open."""
     from layerkit import auditing, safety
-    from layerkit.advisories import Level, store_path
+    from layerkit.advisories import Level
+    from layerkit.advisorydb import store_path
     from layerkit.model import Skipped
-    from layerkit.scanning import Scanner, now, opened
+    from layerkit.scanning import Scanner
+    from layerkit.sources import now, opened
 
     python = _environment(auditing.NAME, chosen.root)
     screen: Callable[..., Any] | None = None
@@ -513,7 +518,7 @@ def _sarif(found: Scan) -> str:
 )
 def advisories_update(ctx: Context, from_: str | None = None, json: bool = False) -> Outcome:
     """Bring the local database of advisories up to date, for scans without a network."""
-    from layerkit.advisories import import_archive, store_path
+    from layerkit.advisorydb import import_archive, store_path
     from layerkit.osv import update
 
     chosen = settings(ctx)

@@ -17,9 +17,10 @@ from .support import Outcome, say, task
 
 if TYPE_CHECKING:
     from layerkit.drafts import LineChange
+    from layerkit.judging import Vulnerability
     from layerkit.model import LockChange, Target
     from layerkit.project import Project
-    from layerkit.scanning import Scanner, Vulnerability
+    from layerkit.scanning import Scanner
     from layerkit.updating import Outdated, Secured, Vulnerable
 
 
@@ -42,9 +43,9 @@ def outdated(
     json: bool = False,
 ) -> Outcome:
     """For each distribution in the locks: what is newer, and what of that resolves with the whole stack."""
-    from layerkit.advisories import store_path
+    from layerkit.advisorydb import store_path
     from layerkit.installer import Uv
-    from layerkit.scanning import SOURCES, now, opened
+    from layerkit.sources import SOURCES, now, opened
     from layerkit.updating import outdated as find_outdated
 
     one_of("--source", source, SOURCES)
@@ -190,7 +191,7 @@ def _show(lines: Sequence[LineChange], locks: Sequence[LockChange], dry_run: boo
 
 
 def _secure(chosen: Settings, layers: Sequence[str], source: str, skip_safety: bool, dry_run: bool) -> Outcome:
-    from layerkit.scanning import SOURCES
+    from layerkit.sources import SOURCES
 
     one_of("--source", source, SOURCES)
     with (
@@ -212,7 +213,8 @@ def _secure(chosen: Settings, layers: Sequence[str], source: str, skip_safety: b
 def _found_in(project: Project, with_this: Scanner) -> list[Vulnerable]:
     """What a scan finds in every build of a checkout; ExternalError where not everything could be scanned."""
     from layerkit.builds import builds
-    from layerkit.scanning import now, scan
+    from layerkit.scanning import scan
+    from layerkit.sources import now
     from layerkit.standing import built_targets
     from layerkit.updating import Vulnerable
 

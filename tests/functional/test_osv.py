@@ -16,7 +16,8 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from layerkit.advisories import Level, Store, import_archive, merge, parse_advisory
+from layerkit.advisories import Level, merge, parse_advisory
+from layerkit.advisorydb import Store, import_archive
 from layerkit.errors import ConfigurationError, ExternalError
 from layerkit.osv import Service, as_document, serve, update
 from tests.support import osv

@@ -17,12 +17,15 @@ from typing import Any
 
 import pytest
 
-from layerkit.advisories import Level, import_archive, parse_advisory, store_path
+from layerkit.advisories import Level, parse_advisory
+from layerkit.advisorydb import import_archive, store_path
 from layerkit.auditing import NAME, Audited, Pin, Reported, carried_by
 from layerkit.errors import ConfigurationError, ExternalError
+from layerkit.judging import Standing
 from layerkit.model import Exemption, Skipped, Target
 from layerkit.safety import Database, SafetyAnswer, SafetyFinding
-from layerkit.scanning import Result, Scan, Scanner, Source, Standing, opened, scan
+from layerkit.scanning import Result, Scan, Scanner, scan
+from layerkit.sources import Source, opened
 from layerkit.virtualenvs import environment, requirements_of
 from tasks.scanning import FORMATS, rendered, scan_document
 from tests.support.calls import Caller
@@ -924,3 +927,56 @@ def test_a_bill_of_materials_elsewhere_or_of_nothing(call: Caller, checkout: Che
     assert not (checkout.root / "reports").exists()
     assert call("sbom", layer=["web"], output="here", **FOR_HERE).code == 0
     assert [path.name for path in (checkout.root / "here").iterdir()] == [f"web-{HERE}.cdx.json"]
+
+
+# ---- update --security and outdated, with the real scan ----
+
+
+@pytest.mark.online
+def test_what_a_scan_finds_is_fixed_built_and_scanned_again_or_nothing_changes(
+    pip_audit: None, checkout: Checkout, index: Index
+) -> None:
+    for version in ("1.0", "1.5", "2.0", "2.1", "3.0"):
+        make_wheel(index.folder, "thing", version)
+    checkout.layer("web", "# what the web needs\nthing==1.0  # for now\n")
+    requirements = checkout.root / "layers" / "web" / "requirements.txt"
+    later = document("PYSEC-10", "thing", {"introduced": "2.0"}, {"fixed": "2.1"})
+    with serve([*ADVISORIES, later]) as osv:
+        settings = {
+            "INVOKE_LAYERKIT_OSV_URL": osv.url,
+            "INVOKE_LAYERKIT_RUNTIME": HERE.runtime,
+            "INVOKE_LAYERKIT_ARCHITECTURE": HERE.architecture,
+        }
+        assert checkout.inv("build", env=settings).returncode == 0
+        before = checkout.snapshot()
+        (one,) = json.loads(checkout.inv("outdated", "--json", env=settings).stdout)["distributions"]
+        assert (one["locked"], one["resolves"], one["newest"], one["fixes"]) == (
+            "1.0",
+            "3.0",
+            "3.0",
+            ["GHSA-9", "PYSEC-9"],
+        )
+        osv.mode = "500"
+        refused = checkout.inv("update", "--security", "--skip-safety", "--source", "osv", env=settings)
+        assert refused.returncode == 4
+        assert "not everything could be scanned" in refused.stderr
+        assert checkout.snapshot() == before
+        osv.mode = ""
+        dry = checkout.inv("update", "--security", "--skip-safety", "--dry-run", env=settings)
+        assert (dry.returncode, checkout.snapshot()) == (0, before), dry.stderr
+        done = checkout.inv("update", "--security", "--skip-safety", env=settings)
+        assert done.returncode == 0, done.stderr
+        assert "thing 1.0 -> 2.1: PYSEC-9" in done.stdout  # 2.0 has an advisory of its own
+        assert requirements.read_text() == "# what the web needs\nthing==2.1  # for now\n"
+        clean = checkout.inv("security-scan", "--skip-safety", env=settings)
+        assert clean.returncode == 0, clean.stdout
+        again = checkout.inv("update", "--security", "--skip-safety", env=settings)
+        assert again.returncode == 0
+    assert requirements.read_text() == "# what the web needs\nthing==2.1  # for now\n"
+
+
+def test_security_and_a_package_do_not_go_together(checkout: Checkout) -> None:
+    checkout.layer("web", "")
+    done = checkout.inv("update", "--security", "--package", "thing")
+    assert done.returncode == 2
+    assert "give one of them" in done.stderr

@@ -22,18 +22,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from packaging.version import Version
 
-from layerkit.advisories import (
-    Advisory,
-    Affected,
-    Level,
-    Store,
-    applies,
-    fixed_above,
-    import_archive,
-    merge,
-    parse_advisory,
-    store_path,
-)
+from layerkit.advisories import Advisory, Affected, Level, applies, fixed_above, merge, parse_advisory
+from layerkit.advisorydb import Store, import_archive, store_path
 from layerkit.errors import ConfigurationError, ExternalError
 from tests.support.osv import Document, affects, archive, document
 
@@ -662,7 +652,7 @@ def test_paths_with_nothing(store: Path, tmp_path: Path) -> None:
 RUN = """
 import os, resource, signal, sys
 from pathlib import Path
-from layerkit.advisories import import_archive
+from layerkit.advisorydb import import_archive
 archive, store, how, at = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], int(sys.argv[4])
 if how == "full":
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)

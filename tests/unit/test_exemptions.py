@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from layerkit.advisories import Level
 from layerkit.errors import ConfigurationError
+from layerkit.judging import Standing, Suspicion, Vulnerability, exemption_notes, judge
 from layerkit.model import Exemption
 from layerkit.project import read_exemptions
-from layerkit.scanning import Standing, Suspicion, Vulnerability, exemption_notes, judge
 from layerkit.suspects import Suspect
 
 TODAY = date(2026, 11, 25)
