@@ -9,12 +9,14 @@ from __future__ import annotations
 import json
 import os
 import secrets
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from layerkit.errors import ExternalError
+from layerkit.errors import CheckFailed, ExternalError
+from layerkit.files import remove
 from layerkit.interpreters import Interpreter
 from layerkit.metadata import module_name
 from layerkit.model import MIB, Target
@@ -36,11 +38,15 @@ class Imported:
     """A digest of its public names."""
     error: str = ""
     touched: tuple[str, ...] | None = ()
-    """Of the paths that may go, those it touched; None where its process ended before it could say."""
+    """Of the paths that may go, those it touched; None where nobody can say."""
+    elsewhere: tuple[str, ...] | None = ()
+    """Of the paths that have gone from trees below (absolute), those it touched; None where nobody can say."""
     loaded: tuple[str, ...] = ()
     """Of the paths that may be loaded, those that were."""
     late: bool = False
     """Whether its time was up."""
+    ended: bool = False
+    """Whether its process, or that of its package, had ended before it could report."""
     killed: bool = False
     """Whether its process was killed, which may be no fault of its own (memory that ran out)."""
 
@@ -55,6 +61,18 @@ class Going:
     files: frozenset[str] = frozenset()
     folders: frozenset[str] = frozenset()
     modules: Mapping[str, str] = field(default_factory=dict)
+    elsewhere: frozenset[str] = frozenset()
+    """What has gone already from trees below (absolute paths)."""
+
+    def request(self) -> dict[str, Any]:
+        """What ``target/sweep.py`` is told of it."""
+        lost = sorted(self.elsewhere)
+        folders = {str(above) for path in lost for above in Path(path).parents if not above.exists()}
+        return {
+            "removed": [*sorted(self.files), *lost],
+            "folders_gone": [*sorted(self.folders), *sorted(folders)],
+            "removed_modules": dict(self.modules),
+        }
 
 
 @dataclass(frozen=True)
@@ -83,30 +101,34 @@ class Oracle:
         Of what is ``going`` it is noted what each touches, and of the paths ``loadable`` among that what it loads.
 
         A module whose time was up or whose process crashed in the tree of forks is tried again by itself, since a
-        fork of a process with threads may hang by no fault of the module. Raises ExternalError when the interpreter
-        could not do it at all.
+        fork of a process with threads may hang by no fault of the module; what is below one that does so again is not.
+        The tree is as it was afterwards: see ``unchanged``. Raises ExternalError when the interpreter could not do it
+        at all.
         """
         wanted = sorted(modules)
         request = {
             "tree": str(tree),
             "paths": search_path([*below, tree], self.target),
-            "removed": sorted(going.files) if going else [],
-            "folders_gone": sorted(going.folders) if going else [],
-            "removed_modules": dict(going.modules) if going else {},
+            **(going or Going()).request(),
             "loadable": sorted(loadable),
             "bytecode": str(bytecode) if bytecode else "",
             "jobs": self.jobs,
             "seconds": self.seconds,
             "memory": self.memory,
         }
-        found = self._sweep(wanted, request, scratch)
-        doubtful = [name for name in wanted if name not in found or found[name].touched is None]
-        for name in doubtful:
-            alone = self._sweep([name], request, scratch)
-            if name in alone:
-                found[name] = alone[name]
-            else:
-                found[name] = Imported(ok=False, error="no report of it", touched=None)
+        with unchanged(tree):
+            found = self._sweep(wanted, request, scratch)
+            again = [name for name in wanted if name not in found or found[name].ended]
+            dead: set[str] = set()
+            for name in again:
+                package = next((above for above in _with_packages(name)[:-1] if above in dead), "")
+                if package:
+                    found[name] = Imported(ok=False, error=f"its package {package} does not import", touched=None)
+                    continue
+                alone = self._sweep([name], request, scratch)
+                found[name] = alone.get(name, Imported(ok=False, error="no report of it", ended=True, touched=None))
+                if found[name].ended:
+                    dead.add(name)
         return found
 
     def _sweep(self, modules: Sequence[str], request: Mapping[str, Any], scratch: Path) -> dict[str, Imported]:
@@ -135,8 +157,9 @@ class Oracle:
                 continue
             if name not in asked_for:
                 continue
-            touched, loaded = entry.pop("touched", ()), entry.pop("loaded", ())
-            found[name] = Imported(**entry, touched=None if touched is None else tuple(touched), loaded=tuple(loaded))
+            lists = {key: entry.pop(key, ()) for key in ("touched", "elsewhere", "loaded")}
+            entry.update({key: None if value is None else tuple(value) for key, value in lists.items()})
+            found[name] = Imported(**entry)
         if not whole and len(modules) > 1:
             raise ExternalError(
                 f"the modules could not be imported one by one: the process ended with {done.code}.",
@@ -147,7 +170,8 @@ class Oracle:
     def loads(self, tree: Path, below: Sequence[Path], modules: Sequence[str], bytecode: Path | None) -> list[str]:
         """The files of ``tree`` that importing ``modules`` loads, in load order."""
         prober = Prober(self.interpreter, Bounds(self.seconds, self.memory))
-        return prober.loads(modules, tree, [*below, tree], self.target, self.jobs, bytecode)
+        with unchanged(tree):
+            return prober.loads(modules, tree, [*below, tree], self.target, self.jobs, bytecode)
 
     def compile(self, sources: Sequence[tuple[Path, str]], into: Path, scratch: Path) -> dict[str, Path]:
         """Compile files, given with the path that they have in their tree; path -> its bytecode's file in ``into``.
@@ -181,6 +205,44 @@ class Oracle:
         with threads(len(jobs)) as pool:
             list(pool.map(one, [files for files in jobs if files]))
         return {path: file for path, file in made.items() if file.is_file()}
+
+
+@contextmanager
+def unchanged(tree: Path) -> Iterator[None]:
+    """Whatever runs meanwhile, ``tree`` has the same files afterwards: what was added goes again.
+
+    On Lambda it is read-only; here whoever runs this may be root, whom no mode keeps from writing. Raises CheckFailed
+    for a file that was changed or removed.
+    """
+    before = _listing(tree)
+    yield
+    after = _listing(tree)
+    for path in after.keys() - before.keys():
+        remove(tree / path)
+    for folder in sorted({os.path.dirname(path) for path in after.keys() - before.keys()}, key=len, reverse=True):
+        with suppress(OSError):  # it has other files
+            os.removedirs(tree / folder)
+    changed = sorted(path for path, signs in before.items() if after.get(path) != signs)
+    if changed:
+        raise CheckFailed(
+            f"importing the layer changes its own files, which are read-only on Lambda: {', '.join(changed[:3])}.",
+            "Nothing can be proven for such a layer: build it with --skip-optimization.",
+        )
+
+
+def _listing(tree: Path) -> dict[str, tuple[int, int, int]]:
+    """What can be told of each file without reading it."""
+    found = {}
+    pending = [str(tree)]
+    while pending:
+        with os.scandir(pending.pop()) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    pending.append(entry.path)
+                else:
+                    stat = entry.stat(follow_symlinks=False)
+                    found[os.path.relpath(entry.path, tree)] = (stat.st_size, stat.st_mtime_ns, stat.st_ino)
+    return found
 
 
 def _with_packages(module: str) -> list[str]:

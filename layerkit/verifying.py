@@ -11,6 +11,7 @@ from pathlib import Path
 from layerkit.errors import ConfigurationError
 from layerkit.interpreters import Interpreter
 from layerkit.model import Target
+from layerkit.oracle import unchanged
 from layerkit.probing import lambda_environment, search_path
 from layerkit.processes import run_contained
 from layerkit.project import split_command
@@ -41,7 +42,8 @@ class Verification:
             "PYTHONDONTWRITEBYTECODE": "1",
             "LAYERKIT_TREE": str(tree),
         }
-        done = run_contained(self._words(), cwd=self.folder, env=environment, seconds=self.seconds)
+        with unchanged(tree):
+            done = run_contained(self._words(), cwd=self.folder, env=environment, seconds=self.seconds)
         if done.code == 0:
             return ""
         said = done.output.strip().splitlines()

@@ -8,9 +8,10 @@ means to remove; for each module the report says whether it imports, a digest of
 paths it touched on the way. Standard library only, and Python 3.9's syntax.
 
 What a module may do while it is imported (hang, exit, crash, fork, print, raise anything) ends its own process at
-most. What it touches is seen by an audit hook (open, listdir, scandir, imports) and by wrapping ``os.stat`` and the
-like, which raise no audit event. The import system lists folders for every import; only that a name was really
-asked for counts there.
+most. What it touches is seen by an audit hook (open, listdir, scandir, chdir, imports), by wrapping ``os.stat`` and
+the like, which raise no audit event, and the finder of the import system, which is asked for modules that nobody
+imports in the end. The import system lists folders for every import; only that a name was really asked for counts
+there. A module that starts a process or calls into C has touched what nobody can say.
 """
 
 from __future__ import annotations
@@ -18,8 +19,10 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import importlib
+import importlib.machinery
 import json
 import os
+import posix
 import resource
 import select
 import signal
@@ -34,14 +37,22 @@ if TYPE_CHECKING:
 REPORT = -1
 REQUEST: dict[str, Any] = {}
 REMOVED: set[str] = set()
-"""Absolute paths of the files that may go."""
+"""Absolute paths of the files that may go, or have gone from a tree below."""
 FOLDERS: dict[str, list[str]] = {}
 """By folder: the removed paths that are listed in it."""
+FOLDERS_GONE: dict[str, list[str]] = {}
+"""By folder that would go altogether: all removed paths below it."""
 MODULES: dict[str, str] = {}
 """By module name: the removed path that it is loaded from."""
+FINDABLE: dict[tuple[str, str], list[str]] = {}
+"""By folder and name in it: the removed paths that make up the module or package that is found there."""
 LOADABLE: dict[str, str] = {}
 """Of these, the ones of which the report says whether they were loaded: name -> path below the tree."""
 TOUCHED: set[str] = set()
+UNKNOWN = False
+"""Whether something was done of which nobody can say what it touches."""
+FORKING = False
+"""Whether a fork is this program's own."""
 TOKENS = (-1, -1)
 
 
@@ -53,7 +64,10 @@ def say(entry: dict[str, Any]) -> None:
 # ---- what is touched ----
 
 
-def absolute(path: Any) -> str:
+def absolute(path: Any, folder: Any = None) -> str:
+    """A path as the system sees it; ``folder`` is the descriptor that it is relative to, if any."""
+    if isinstance(path, int):
+        return of_descriptor(path)
     if isinstance(path, bytes):
         path = os.fsdecode(path)
     if not isinstance(path, str):
@@ -61,19 +75,30 @@ def absolute(path: Any) -> str:
             path = os.fspath(path)
         except TypeError:
             return ""
-    return os.path.normpath(path if path.startswith("/") else os.path.join(os.getcwd(), path))
+        if isinstance(path, bytes):
+            path = os.fsdecode(path)
+    if path.startswith("/"):
+        return str(os.path.normpath(path))
+    base = of_descriptor(folder) if isinstance(folder, int) else os.getcwd()
+    return str(os.path.normpath(os.path.join(base, path)))
 
 
-def touch(path: Any) -> None:
-    found = absolute(path)
+def of_descriptor(number: int) -> str:
+    try:
+        return READLINK(f"/proc/self/fd/{number}")
+    except OSError:
+        return ""
+
+
+READLINK = os.readlink
+
+
+def touch(path: Any, folder: Any = None) -> None:
+    found = absolute(path, folder)
     if found in REMOVED:
         TOUCHED.add(found)
     elif found in FOLDERS_GONE:
         TOUCHED.update(FOLDERS_GONE[found])
-
-
-FOLDERS_GONE: dict[str, list[str]] = {}
-"""By folder that would go altogether: all removed paths below it."""
 
 
 def listed(path: Any) -> None:
@@ -86,46 +111,101 @@ def from_import_system() -> bool:
     return "importlib._bootstrap" in frame.f_code.co_filename
 
 
+OPENED = (
+    "open",
+    "ctypes.dlopen",
+    "os.chdir",
+    "sqlite3.connect",
+    "os.rename",
+    "os.link",
+    "os.symlink",
+    "shutil.copyfile",
+)
+BEYOND = (
+    "subprocess.Popen",
+    "os.posix_spawn",
+    "os.fork",
+    "os.forkpty",
+    "os.exec",
+    "os.system",
+    "ctypes.dlsym",
+    "sqlite3.connect",
+)
+
+
 def hook(event: str, arguments: tuple[Any, ...]) -> None:
+    global UNKNOWN
     if event == "import":
         name = arguments[0]
         if name in MODULES:
             TOUCHED.add(MODULES[name])
-    elif event in ("open", "ctypes.dlopen"):
+    elif event in OPENED:
         if not isinstance(arguments[0], int):
             touch(arguments[0])
-    elif event in ("os.listdir", "os.scandir") and not isinstance(arguments[0], int) and not from_import_system():
-        listed(arguments[0])
+    elif event in ("os.listdir", "os.scandir"):
+        if not from_import_system():
+            listed(arguments[0])
+    elif event in BEYOND and not FORKING:
+        UNKNOWN = True
 
 
 def wrap(function: Callable[..., Any]) -> Callable[..., Any]:
     def traced(path: Any, *arguments: Any, **options: Any) -> Any:
         if not isinstance(path, int):
-            touch(path)
+            touch(path, options.get("dir_fd"))
         return function(path, *arguments, **options)
 
     return traced
 
 
+def wrap_finder() -> None:
+    """Note what the import system is asked for in a folder, found or not, imported or not."""
+    finder: Any = importlib.machinery.FileFinder
+    find_spec = finder.find_spec
+
+    def traced(self: Any, fullname: str, target: Any = None) -> Any:
+        TOUCHED.update(FINDABLE.get((absolute(self.path), fullname.rpartition(".")[2]), ()))
+        return find_spec(self, fullname, target)
+
+    finder.find_spec = traced
+
+
 def trace() -> None:
-    for root in REQUEST["removed"]:
-        path = os.path.join(REQUEST["tree"], root)
+    tree = REQUEST["tree"]
+    # Joined to the tree, a path of another tree stays what it is: absolute.
+    for path in (os.path.join(tree, one) for one in REQUEST["removed"]):
         REMOVED.add(path)
-        folder = os.path.dirname(path)
+        folder, file = os.path.split(path)
         FOLDERS.setdefault(folder, []).append(path)
-    for folder in REQUEST["folders_gone"]:
-        whole = os.path.join(REQUEST["tree"], folder)
+        name = file.split(".")[0]
+        if file.endswith((".py", ".so")):
+            place = os.path.split(folder) if name == "__init__" else (folder, name)
+            FINDABLE.setdefault((place[0], place[1]), []).append(path)
+    for whole in (os.path.join(tree, folder) for folder in REQUEST["folders_gone"]):
         below = [path for path in REMOVED if path.startswith(whole + os.sep)]
         FOLDERS_GONE[whole] = below
-        # A folder that goes is missed in the listing of the one that it is in.
-        FOLDERS.setdefault(os.path.dirname(whole), []).extend(below)
-    MODULES.update({name: os.path.join(REQUEST["tree"], path) for name, path in REQUEST["removed_modules"].items()})
+        parent, name = os.path.split(whole)
+        # A folder that goes is missed in the listing of the one that it is in, and is a package without __init__.py.
+        FOLDERS.setdefault(parent, []).extend(below)
+        FINDABLE.setdefault((parent, name), []).extend(below)
+    MODULES.update({name: os.path.join(tree, path) for name, path in REQUEST["removed_modules"].items()})
     loadable = set(REQUEST["loadable"])
     LOADABLE.update({name: path for name, path in REQUEST["removed_modules"].items() if path in loadable})
     if REMOVED:
-        for name in ("stat", "lstat", "access"):
-            setattr(os, name, wrap(getattr(os, name)))
+        for module in (os, posix):
+            for name in ("stat", "lstat", "access", "statvfs", "readlink", "open"):
+                setattr(module, name, wrap(getattr(posix, name)))
+        wrap_finder()
         sys.addaudithook(hook)
+
+
+def touched() -> dict[str, Any]:
+    """What the report says of what was touched: below the tree, and (absolute) elsewhere."""
+    if UNKNOWN:
+        return {"touched": None, "elsewhere": None}
+    tree = REQUEST["tree"] + os.sep
+    own = sorted(path[len(tree) :] for path in TOUCHED if path.startswith(tree))
+    return {"touched": own, "elsewhere": sorted(path for path in TOUCHED if not path.startswith(tree))}
 
 
 # ---- importing ----
@@ -166,6 +246,14 @@ class Child:
         self.pid = pid
         self.pipe = pipe
         self.imported = False
+        # A module can ignore the alarm that ends its process in time; a second later its parent ends it.
+        self.deadline = time.monotonic() + REQUEST["seconds"] + 1
+        self.late = False
+
+    def end_when_late(self) -> None:
+        if not self.imported and not self.late and time.monotonic() > self.deadline:
+            self.late = True
+            os.kill(self.pid, signal.SIGKILL)
 
     def has_imported(self) -> bool:
         """Whether its import has been reported; asks the pipe without waiting."""
@@ -184,7 +272,7 @@ def node(name: str, below: dict[str, Any], done: int) -> None:
         os._exit(0)
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.setitimer(signal.ITIMER_REAL, 0)
-    result["touched"] = sorted(os.path.relpath(path, REQUEST["tree"]) for path in TOUCHED)
+    result.update(touched())
     result["loaded"] = sorted(path for name, path in LOADABLE.items() if name in sys.modules)
     say(result)
     os.write(done, b"d")
@@ -199,14 +287,14 @@ def node(name: str, below: dict[str, Any], done: int) -> None:
 def inherit(below: dict[str, Any], parent: str) -> None:
     """Modules below one that does not import do not import either."""
     for name, further in below.items():
-        touched = sorted(os.path.relpath(path, REQUEST["tree"]) for path in TOUCHED)
         error = f"its package {parent} does not import"
-        say({"module": name, "ok": False, "error": error, "touched": touched})
+        say({"module": name, "ok": False, "error": error, **touched()})
         inherit(further, parent)
 
 
 def grow(below: dict[str, Any]) -> None:
     """Fork a child for each module, as many at once as there are tokens."""
+    global FORKING
     children: list[Child] = []
     for name, further in below.items():
         while not take_token():
@@ -214,7 +302,9 @@ def grow(below: dict[str, Any]) -> None:
             select.select([TOKENS[0]], [], [], 0.05)
             reap(children, below)
         read, write = os.pipe()
+        FORKING = True
         pid = os.fork()
+        FORKING = False
         if pid == 0:
             os.close(read)
             node(name, further, write)
@@ -237,14 +327,16 @@ def take_token() -> bool:
 
 def reap(children: list[Child], below: dict[str, Any]) -> None:
     for child in list(children):
+        child.end_when_late()
         ended, status = os.waitpid(child.pid, os.WNOHANG)
         if not child.has_imported() and ended:
             # Its time was up, or it crashed or ended its process: the report has no line of it.
             code = os.waitstatus_to_exitcode(status)
-            late = code == -signal.SIGALRM
+            late = child.late or code == -signal.SIGALRM
             error = "its time was up" if late else f"its process ended with {code}"
-            killed = code == -signal.SIGKILL
-            entry = {"module": child.name, "ok": False, "error": error, "late": late, "killed": killed, "touched": None}
+            killed = code == -signal.SIGKILL and not late
+            entry = {"module": child.name, "ok": False, "error": error, "late": late, "killed": killed}
+            entry.update(ended=True, touched=None, elsewhere=None)
             say(entry)
             unknown(below[child.name], child.name)
             os.write(TOKENS[1], b"t")
@@ -257,7 +349,7 @@ def unknown(below: dict[str, Any], parent: str) -> None:
     """As ``inherit``, where nobody could say what was touched."""
     for name, further in below.items():
         error = f"its package {parent} does not import"
-        say({"module": name, "ok": False, "error": error, "touched": None})
+        say({"module": name, "ok": False, "error": error, "ended": True, "touched": None, "elsewhere": None})
         unknown(further, parent)
 
 
@@ -292,12 +384,12 @@ def main() -> None:
     TOKENS = os.pipe()
     os.set_blocking(TOKENS[0], False)
     os.write(TOKENS[1], b"t" * REQUEST["jobs"])
+    lines = [(path, name) for path in REQUEST["paths"] for name in sorted(os.listdir(path)) if name.endswith(".pth")]
     trace()
-    for path in REQUEST["paths"]:
-        for name in sorted(os.listdir(path)):
-            if name.endswith(".pth"):
-                site.addpackage(path, name, set())
-    TOUCHED.clear()
+    signal.setitimer(signal.ITIMER_REAL, REQUEST["seconds"])
+    for path, name in lines:  # what these touch, every module has touched
+        site.addpackage(path, name, set())
+    signal.setitimer(signal.ITIMER_REAL, 0)
     started = time.monotonic()
     grow(tree_of(REQUEST["modules"]))
     say({"seconds": round(time.monotonic() - started, 3)})

@@ -16,7 +16,7 @@ LAYERS = [
     {"errors", "elf", "sensitive"},
     {"model", "processes", "files", "contents"},
     {"runtimes", "manifests", "results", "interpreters", "archiving", "stripping", "template"},
-    {"project", "installer", "probing", "trees", "virtualenvs", "advisories", "sarif"},
+    {"project", "installer", "probing", "trees", "virtualenvs", "advisories", "sarif", "imports"},
     {
         "locking",
         "metadata",
@@ -30,7 +30,7 @@ LAYERS = [
         "licences",
     },
     {"validating", "oracle", "rules", "comparing", "sharing", "suspects", "sbom", "osv"},
-    {"bytecode", "functions", "judging", "sources"},
+    {"bytecode", "functions", "judging", "sources", "verifying"},
     {"deciding"},
     {"optimizing"},
     {"building"},
