@@ -7,6 +7,7 @@ from .cleaning import clean
 from .developing import bench, lint, test
 from .diagnosing import doctor
 from .optimizing import optimize
+from .publishing import publish, usage
 from .scanning import advisories_update, sbom, security_scan
 from .settings import DEFAULTS
 from .updating import outdated, update
@@ -22,6 +23,8 @@ ns = Collection(
     advisories_update,
     outdated,
     update,
+    publish,
+    usage,
     clean,
     doctor,
     lock,

@@ -36,6 +36,7 @@ DEFAULTS: dict[str, Any] = {
     "exceptions": [],
     "licences_deny": [],
     "licences_known": {},
+    "environments": {},
 }
 """Every setting under ``layerkit:`` and its default.
 
@@ -43,6 +44,7 @@ DEFAULTS: dict[str, Any] = {
 ``osv_url`` is the advisory service, ``advisories_url`` the archive for the local database, ``safety`` required,
 optional or off; ``exceptions`` are what a security scan does not count (id, reason, expires), ``licences_deny`` the
 licences that it does, ``licences_known`` what distributions are under that do not say so.
+``environments`` are the accounts and regions that layers are published to (docs/environments.md).
 ``results`` is a folder where a team shares what was proven and checked (below the root, or an absolute path).
 ``check_seconds`` and ``check_memory_mb`` bound each process that imports or calls what is being checked.
 """

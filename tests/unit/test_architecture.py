@@ -15,30 +15,21 @@ ROOT = Path(__file__).parents[2]
 LAYERS = [
     {"errors", "elf", "sensitive"},
     {"model", "processes", "files", "contents"},
-    {"runtimes", "manifests", "results", "interpreters", "archiving", "stripping", "template"},
-    {"project", "installer", "probing", "trees", "virtualenvs", "advisories", "sarif", "imports"},
-    {
-        "locking",
-        "metadata",
-        "builds",
-        "cleaning",
-        "creating",
-        "verifying",
-        "advisorydb",
-        "auditing",
-        "safety",
-        "licences",
-    },
-    {"validating", "oracle", "rules", "comparing", "sharing", "suspects", "sbom", "osv"},
+    {"runtimes", "manifests", "results", "interpreters", "archiving", "stripping", "template", "environments"},
+    {"project", "installer", "probing", "trees", "virtualenvs", "advisories", "sarif", "aws", "imports"},
+    {"locking", "metadata", "builds", "cleaning", "creating"}
+    | {"advisorydb", "auditing", "safety", "licences", "layerversions"},
+    {"validating", "oracle", "rules", "comparing", "sharing", "suspects", "sbom", "osv", "usage"},
     {"bytecode", "functions", "judging", "sources", "verifying"},
     {"deciding"},
     {"optimizing"},
     {"building"},
     {"standing", "scanning", "drafts"},
-    {"diagnosing", "updating"},
+    {"diagnosing", "updating", "releasing"},
+    {"publishing"},
 ]
 HEAVY = {
-    *("boto3", "rich", "jinja2", "humanize", "deflate", "uv", "pip_audit", "elftools", "cyclonedx", "cvss"),
+    *("boto3", "botocore", "rich", "jinja2", "humanize", "deflate", "uv", "pip_audit", "elftools", "cyclonedx", "cvss"),
     *("license_expression", "packageurl", "layerkit.building", "layerkit.scanning"),
 }
 
