@@ -27,16 +27,33 @@ from layerkit import trees
 from layerkit.archiving import CompressedFiles, Source, compressor_name, tree_digest, write_zip
 from layerkit.builds import TREE, BuiltLayer, is_noted, note_tree, record_verdict, was_seen
 from layerkit.comparing import Comparison, Timed, import_seconds
+from layerkit.deciding import Lost
 from layerkit.errors import CheckFailed, ConfigurationError, Incomplete
 from layerkit.files import cache_folder, put_in_place, remove, sync_folder, write_whole
 from layerkit.installer import Uv, uv_version
 from layerkit.interpreters import Interpreter
 from layerkit.locking import read_lock
 from layerkit.manifests import read_manifest, render_manifest
-from layerkit.model import Artifact, Layer, Layers, Lock, Manifest, Optimized, OwnCode, Report, Severity, Target, Tree
+from layerkit.metadata import top_level_modules
+from layerkit.model import (
+    SYMBOLS,
+    Artifact,
+    Layer,
+    Layers,
+    Lock,
+    Manifest,
+    Optimized,
+    OwnCode,
+    Report,
+    Severity,
+    Target,
+    Tree,
+    is_stub,
+)
 from layerkit.optimizing import Decided, Optimizer, Subject, decide
 from layerkit.processes import end_all, uninterrupted
 from layerkit.project import Project
+from layerkit.results import digest_of
 from layerkit.sharing import (
     Agreed,
     agree_in_stacks,
@@ -375,6 +392,7 @@ def _optimized(
     before = {name: agreed_in_place(manifest) for name, manifest in in_place.items()}
     decided: dict[str, tuple[_Installed, Decided]] = {}
     futures: dict[str, Future[Built]] = {}
+    losses: dict[str, _Loss] = {}
 
     def finish(name: str, agreed: Agreed) -> None:
         installed, decision = decided[name]
@@ -388,7 +406,8 @@ def _optimized(
         _all_or_first_failure(list(installing.values()))
         for plan in pending:
             name = plan.layer.name
-            decided[name] = (installing[name].result(), making.decide(plan, optimizer))
+            decided[name] = (installing[name].result(), making.decide(plan, optimizer, losses))
+            losses[name] = making.loss(name, decided[name][1])
             owns[name] = decided[name][1].own
             if name not in sharers:
                 finish(name, agree_in_stacks(project, {name: owns[name]})[name])
@@ -420,6 +439,14 @@ class _Installed:
     own_code: OwnCode
     settled: Mapping[str, str]
     optimized: Optimized | None = None
+
+
+@dataclass(frozen=True)
+class _Loss:
+    """What optimization took from a layer: paths, and distributions as a whole."""
+
+    paths: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -455,16 +482,13 @@ class _Making:
 
     def install(self, plan: LayerPlan) -> _Installed:
         started = time.monotonic()
-        layer, target = plan.layer, plan.lock.target
+        layer = plan.layer
         tree, scratch = self.tree(layer.name), self.scratch(layer.name)
         scratch.mkdir(parents=True)
         tree.mkdir(parents=True)
 
         self.tell(Progress(layer.name, "installing"))
-        self.uv.install(plan.lock.packages, target, tree, scratch)
-        settled = _settle_contested(plan.lock, self.uv, tree, scratch)
-        _refuse_compiled(plan.lock, tree)
-        trees.normalize(tree, target, settled)
+        settled = self._install_locked(plan.lock, tree, scratch)
         own = OwnCode(0, 0)
         if layer.has_own_code:
             files, size, digest = trees.add_own_code(
@@ -478,6 +502,50 @@ class _Making:
             own = OwnCode(files, size)
         return _Installed(started, own, settled)
 
+    def _install_locked(self, lock: Lock, tree: Path, scratch: Path) -> dict[str, str]:
+        """Install what a lock has; which contested files are whose."""
+        self.uv.install(lock.packages, lock.target, tree, scratch)
+        settled = _settle_contested(lock, self.uv, tree, scratch)
+        _refuse_compiled(lock, tree)
+        trees.normalize(tree, lock.target, settled)
+        return settled
+
+    def as_installed(self, name: str) -> Path:
+        """A layer's tree as its wheels have it, own code and all; made where it is not at hand."""
+        tree = self.plain(name)
+        if not tree.is_dir():
+            scratch = self.scratch(f"{name}-as-installed")
+            scratch.mkdir(parents=True)
+            tree.mkdir(parents=True)
+            self._install_locked(self.plans[name].lock, tree, scratch)
+            if self.plans[name].layer.has_own_code:
+                trees.add_own_code(self.project.own_code(name), tree, f"layers/{name}/src")
+        return tree
+
+    def loss(self, name: str, decided: Decided | None = None) -> _Loss:
+        """What a layer has lost: by its decision in this run, else as its manifest says."""
+        if decided:
+            there = {found.name for found in trees.installed(self.tree(name))}
+            return _Loss(tuple(sorted(decided.gone)), tuple(sorted(decided.before.keys() - there)))
+        current = self.plans[name].current
+        done = current.optimized if current else None
+        if done is None:
+            return _Loss()
+        gone = sorted(path for rule in done.rules if rule.rule != SYMBOLS for path in rule.removed)
+        return _Loss(tuple(gone), tuple(sorted(done.left_out)))
+
+    def _runtimes_own(self, name: str, left_out: Collection[str]) -> Path:
+        """What a layer left to the runtime, at the locked versions: it stands for the runtime's own in proofs."""
+        tree = self.work / "runtime" / name
+        if not tree.is_dir():
+            lock = self.plans[name].lock
+            scratch = self.scratch(f"{name}-runtime")
+            scratch.mkdir(parents=True)
+            tree.mkdir(parents=True)
+            packages = [package for package in lock.packages if package.name in left_out]
+            self.uv.install(packages, lock.target, tree, scratch)
+        return tree
+
     def make(self, plan: LayerPlan) -> Built:
         """Install and zip a layer as its wheels have it."""
         return self.zip(plan, self.install(plan))
@@ -490,19 +558,28 @@ class _Making:
         self.plans[name] = replace(self.plans[name], action=Action.BUILD, reason=why)
         return self.plans[name]
 
-    def decide(self, plan: LayerPlan, optimizer: Optimizer) -> Decided:
+    def decide(self, plan: LayerPlan, optimizer: Optimizer, losses: Mapping[str, _Loss]) -> Decided:
         name = plan.layer.name
         below = self.project.layers.dependencies(name)
+        lost = {other: losses.get(other) or self.loss(other) for other in below}
+        runtime = [self._runtimes_own(other, loss.left_out) for other, loss in lost.items() if loss.left_out]
+        paths = {
+            str(self.tree(other) / path): (other, path)
+            for other, loss in lost.items()
+            for path in loss.paths
+            if not _is_of(path, loss.left_out)
+        }
         subject = Subject(
             plan.layer,
             self.tree(name),
             plan.inputs,
             self.project.layer_folder(name),
             kinship(self.project, name, self.target),
-            tuple(self.tree(other) for other in below),
-            tuple(self.plans[other].inputs for other in below),
+            (*runtime, *(self.tree(other) for other in below)),
+            tuple(digest_of(self.plans[other].inputs, lost[other].paths) for other in below),
+            Lost(paths, lambda: (*runtime, *(self.as_installed(other) for other in below))),
         )
-        if self.compare:
+        if self.compare and not self.plain(name).is_dir():
             shutil.copytree(subject.tree, self.plain(name), symlinks=True)
         return decide(
             subject,
@@ -580,7 +657,7 @@ class _Making:
         )
         self.tell(Progress(layer.name, "built", total, total))
         seconds = time.monotonic() - installed.started
-        comparison = self._zipped_plain(layer.name) if self.plain(layer.name).is_dir() else None
+        comparison = self._zipped_plain(layer.name) if self.compare and self.plain(layer.name).is_dir() else None
         return Built(plan, manifest, Report(), seconds, written.from_cache, comparison)
 
     def _zipped_plain(self, name: str) -> Comparison:
@@ -598,8 +675,20 @@ class _Making:
         below = self.project.layers.dependencies(name)
         plain = [self.plain(other) if self.plain(other).is_dir() else self.tree(other) for other in below]
         forms = [Timed(self.plain(name), plain), Timed(self.tree(name), [self.tree(other) for other in below])]
-        before, after = import_seconds(built.plan.layer, forms, optimizer.proof, optimizer.target)
+        # What stands for a module that went, or went to the runtime with all its package, has no time to compare.
+        stubs = built.manifest.optimized.stubs if built.manifest.optimized else {}
+        modules = [module for module in top_level_modules(self.tree(name)) if not is_stub(module, stubs)]
+        layer = replace(built.plan.layer, imports=built.plan.layer.imports or tuple(modules))
+        if not layer.imports:
+            return built
+        before, after = import_seconds(layer, forms, optimizer.proof, optimizer.target)
         return replace(built, comparison=replace(built.comparison, import_seconds=before, import_seconds_after=after))
+
+
+def _is_of(path: str, distributions: Collection[str]) -> bool:
+    """Whether a path belongs to one of the distributions that went as a whole; their modules are called as they are."""
+    top = path.partition("/")[0]
+    return top in distributions or (bool(distributions) and top.endswith(".dist-info"))
 
 
 def _label(plan: LayerPlan, inputs: str) -> bytes:

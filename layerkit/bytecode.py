@@ -19,7 +19,7 @@ from layerkit.files import cache_folder
 from layerkit.oracle import Oracle, bytecode_path
 from layerkit.results import digest_of
 
-RECIPE = 2
+RECIPE = 3
 """Raised whenever the same source would be compiled to other bytes than before."""
 
 
@@ -60,14 +60,20 @@ class Bytecode:
         """As ``sys.pycache_prefix`` has it: the folder itself, not a ``__pycache__`` in it."""
         return self.folder / bytecode_path(path, self.maker.interpreter.release).replace("__pycache__/", "")
 
-    def add(self, paths: Sequence[str], first: Iterable[str], budget: int) -> dict[str, int]:
-        """Put bytecode of ``paths`` beside its source, ``first`` first, within ``budget`` bytes; path -> bytes."""
+    def add(self, paths: Sequence[str], first: Iterable[str], budget: int, room: int) -> dict[str, int]:
+        """Put bytecode of ``paths`` beside its source; path -> bytes.
+
+        What is ``first`` goes in first, as long as ``room`` bytes last; the rest as long as all of it stays within
+        ``budget``.
+        """
         made = self.make(paths)
+        early = [path for path in dict.fromkeys(first) if path in made]
+        late = sorted(made.keys() - set(early))
         added: dict[str, int] = {}
         spent = 0
-        for path in dict.fromkeys([*(path for path in first if path in made), *sorted(made)]):
+        for path, limit in [*((path, room) for path in early), *((path, min(budget, room)) for path in late)]:
             size = made[path].stat().st_size
-            if spent + size > budget:
+            if spent + size > limit:
                 continue
             spent += size
             name = bytecode_path(path, self.maker.interpreter.release)

@@ -23,7 +23,7 @@ from layerkit.processes import threads
 from layerkit.project import Project
 from layerkit.results import digest_of
 from layerkit.runtimes import limits, runtimes
-from layerkit.validating import WARN_AT, Means
+from layerkit.validating import WARN_AT, Means, pairs
 
 RECIPE = 1
 """Raised whenever a call would come out otherwise with the same content than before."""
@@ -178,7 +178,7 @@ def _event(subject: _Subject, means: Means) -> Checked:
     hashes = [one.manifest.tree.sha256 for one in subject.layers]
     code = trees.own_code_digest(subject.folder)
     key = digest_of(RECIPE, hashes, code, name, function.handler, means.interpreter.version, asdict(means.bounds))
-    known: list[list[str]] | None = means.results.get("events", key) if subject.as_built else None
+    known = means.results.read("events", key, pairs) if subject.as_built else None
     if known is None:
         outcome = Prober(means.interpreter, means.bounds).call(
             name,

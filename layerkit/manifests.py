@@ -50,9 +50,11 @@ def parse_manifest(text: str) -> Manifest:
 def _optimized(document: Any) -> Optimized | None:
     if document is None:
         return None
-    rules = tuple(RuleResult(**rule) for rule in document["rules"])
+    rules = tuple(RuleResult(**{**rule, "removed": tuple(rule["removed"])}) for rule in document["rules"])
     # Without its stubs a tree can't be told from one that kept what they stand for.
-    return Optimized(**{**document, "rules": rules, "late": tuple(document["late"]), "stubs": document["stubs"]})
+    stubs = document["stubs"]
+    lists = {name: tuple(document[name]) for name in ("late", "failing", "notes")}
+    return Optimized(**{**document, **lists, "rules": rules, "stubs": stubs})
 
 
 def read_manifest(path: Path) -> Manifest | None:

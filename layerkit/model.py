@@ -7,7 +7,7 @@ is one of each. A *distribution* is what a wheel installs, a *layer* what a func
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import date
 from enum import Enum
@@ -19,8 +19,14 @@ MIB = 1024 * 1024
 RUNTIME_BOTO3 = ("boto3", "botocore", "s3transfer", "jmespath", "urllib3")
 """What every Python runtime on Lambda brings of the SDK: distributions, and modules of the same names."""
 
+SYMBOLS = "debug-symbols"
+"""The rule that changes files, where others remove them."""
+
 VERIFY = "(verify)"
 """In place of an import's name: the team's own command is what needs something."""
+
+ANOTHER_FILE = "(another file)"
+"""In place of an import's name: it is another file where its rule was decided, so that nothing is known of it."""
 
 
 def kept_by(layer: str) -> str:
@@ -121,7 +127,7 @@ class Optimization:
     verify: str = ""
     """A command of the team's own that has to pass before and after, as a shell would split it."""
     verify_sources: str = ""
-    """A digest of the files that the command names."""
+    """A digest of the files in the layer's folder that the command may read."""
     bytecode: str = "startup"
     """``off``, ``startup`` (what the declared imports load, then the rest up to the budget) or ``all``."""
     bytecode_budget_mb: int = 10
@@ -357,15 +363,18 @@ class RuleResult:
 
     rule: str
     outcome: str
-    """``verified``, ``narrowed``, ``rejected``, ``unproven`` (safe without a proof), or ``transferred`` (decided on the
-    other architecture for the same distributions)."""
+    """``verified``, ``narrowed`` (some of it stays), ``rejected`` (all of it stays), ``unproven`` (safe without a
+    proof), ``transferred`` (decided on the other architecture for the same distributions), ``nothing`` (it proposed
+    nothing), or ``skipped`` (it could not be applied here)."""
     files: int
     size: int
     """Bytes that are gone."""
     restored: Mapping[str, str] = field(default_factory=dict)
-    """Path -> the import that needs it, VERIFY, or ``kept_by`` another layer."""
+    """Path -> the import that needs it, VERIFY, ANOTHER_FILE, or ``kept_by`` another layer."""
     note: str = ""
     """What else a person should know, such as why it proposed nothing."""
+    removed: tuple[str, ...] = ()
+    """The paths that went; of ``debug-symbols``, those that lost them."""
 
 
 @dataclass(frozen=True)
@@ -379,6 +388,8 @@ class Optimized:
     """Why nothing could be proven, so that only what needs no proof was done; empty when all was."""
     late: tuple[str, ...] = ()
     """Modules whose import had not ended in time with everything in place, so that nothing is proven for them."""
+    failing: tuple[str, ...] = ()
+    """Modules that did not import with everything in place either, so that nothing is proven for them."""
     left_out: Mapping[str, str] = field(default_factory=dict)
     """Distributions of the lock that a rule took as a whole, with their versions."""
     stubs: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
@@ -387,6 +398,14 @@ class Optimized:
     bytecode_size: int = 0
     interpreter: str = ""
     """The exact version that made the bytecode, as ``sys.version`` has it."""
+    notes: tuple[str, ...] = ()
+    """What of the options did nothing, such as a ``keep`` pattern that covers no path."""
+
+
+def is_stub(module: str, stubs: Collection[str]) -> bool:
+    """Whether one of ``stubs`` (their paths) stands in the place of a module (its dotted name): it is there to fail."""
+    place = module.replace(".", "/")
+    return f"{place}.py" in stubs or f"{place}/__init__.py" in stubs
 
 
 @dataclass(frozen=True)

@@ -16,18 +16,21 @@ from typing import Any
 
 from layerkit import bytecode, trees
 from layerkit.bytecode import Bytecode
-from layerkit.deciding import Decision, Proposals, Shelf, Trial, files_in
+from layerkit.deciding import Decision, Lost, Proposals, Shelf, Trial, files_in
 from layerkit.interpreters import Interpreter, Unavailable
 from layerkit.metadata import top_level_modules
-from layerkit.model import MIB, VERIFY, Layer, Optimized, RuleResult, Target, kept_by
+from layerkit.model import ANOTHER_FILE, MIB, SYMBOLS, VERIFY, Layer, Optimized, RuleResult, Target, is_stub, kept_by
 from layerkit.oracle import Oracle, modules_in
-from layerkit.results import Results, digest_of
-from layerkit.rules import Rule, check_only, check_services, propose, rules_for
-from layerkit.sharing import SYMBOLS, Agreed, Own, can_be_stripped, staying
+from layerkit.probing import Bounds, Prober
+from layerkit.processes import threads
+from layerkit.results import Results, digest_of, fields, texts, texts_by_name, whole_number
+from layerkit.rules import Rule, check_modules, check_services, propose, rules_for, stub_path, unused
+from layerkit.sharing import Agreed, Own, can_be_stripped, staying
 from layerkit.stripping import Stripper
+from layerkit.validating import WARN_AT
 from layerkit.verifying import Verification
 
-RECIPE = 3
+RECIPE = 4
 """Raised whenever the same tree would be optimized otherwise than before."""
 
 
@@ -59,14 +62,51 @@ class Optimizer:
             "imports": list(layer.imports),
             "limit": layer.max_size_mb,
             "proof": self.proof.version if isinstance(self.proof, Interpreter) else "",
-            "transferred": digest_of(self.transferred(kin())) if isinstance(self.proof, Unavailable) else "",
+            "transferred": self._transferred(kin()) if isinstance(self.proof, Unavailable) else "",
             "compiler": self.compiler.version if self.compiler else "",
             "strip": self.stripper.version if self.stripper else "",
         }
 
-    def transferred(self, kin: str) -> Any:
+    def transferred(self, kin: str) -> Transfer | None:
         """What was decided on another architecture for the same distributions; None where nothing was."""
-        return self.results.get("transfers", kin)
+        return self.results.read("transfers", _transfer_key(kin), _transfer)
+
+    def _transferred(self, kin: str) -> str:
+        record = self.transferred(kin)
+        return digest_of(asdict(record) if record else None)
+
+    def transfer(self, kin: str, record: Transfer) -> None:
+        """Keep what was decided here, for another architecture."""
+        self.results.put("transfers", _transfer_key(kin), asdict(record))
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """What one architecture tells others of the same distributions."""
+
+    gone: Mapping[str, str]
+    """What goes, path -> SHA-256 of the file; compiled files are left out, since they are others there."""
+    restored: Mapping[str, str]
+    """What stays of the proposals: path -> the import that needs it."""
+    loads: Sequence[str]
+    """What the declared imports load, in load order."""
+
+
+def _transfer(known: Any) -> Transfer:
+    gone, restored, loads = fields(known, "gone", "restored", "loads")
+    return Transfer(texts_by_name(gone), texts_by_name(restored), texts(loads))
+
+
+def _transfer_key(kin: str) -> str:
+    return digest_of(RECIPE, bytecode.RECIPE, kin)
+
+
+def _decision(known: Any) -> Decision:
+    names = ("restored", "closure", "modules", "late", "failing", "settled")
+    restored, closure, modules, late, failing, settled = fields(known, *names)
+    if settled is not True:
+        raise ValueError("only what is settled is kept")
+    return Decision(texts_by_name(restored), texts_by_name(closure), whole_number(modules), texts(late), texts(failing))
 
 
 @dataclass(frozen=True)
@@ -84,6 +124,8 @@ class Subject:
     architectures have in common when they get the same."""
     below: tuple[Path, ...] = ()
     below_content: tuple[str, ...] = ()
+    lost: Lost | None = None
+    """What the layers below have let go of."""
 
 
 def decide(
@@ -100,10 +142,11 @@ def decide(
     fails on the tree as it is, ExternalError when the interpreter can't be used.
     """
     work = _Work.on(subject, optimizer, scratch, prefix, tell)
-    decision = work.decide()
+    decision, fresh = work.decide()
     gone = frozenset(path for path in work.shelf.proposals.all if not decision.stays(path))
     sizes = {path: (subject.tree / path).lstat().st_size for path in work.shelf.proposals.all}
-    digests = work.digests(gone)
+    transfers = work.transfers(fresh and decision.settled)
+    digests = work.digests(gone) if transfers else {}
     before = {found.name: found.version for found in trees.installed(subject.tree)}
     work.shelf.take(gone)
     symbols = None
@@ -111,11 +154,9 @@ def decide(
         tell("stripping")
         symbols = work.strip(optimizer.stripper)
     # In what order is decided alone as well: it is known for the other architecture before others have been heard.
-    transfers = bool(digests) and decision.settled
-    loads = work.loads() if transfers or work.adds_bytecode else []
-    if transfers:
-        restored = {**decision.closure, **decision.restored}
-        optimizer.results.put("transfers", subject.kin, {"gone": digests, "restored": restored, "loads": loads})
+    loads, settled = work.loads() if transfers or work.adds_bytecode else ([], True)
+    if transfers and settled:
+        optimizer.transfer(subject.kin, Transfer(digests, {**decision.closure, **decision.restored}, loads))
     return Decided(work, decision, gone, sizes, before, symbols, loads)
 
 
@@ -160,19 +201,25 @@ class Decided:
             saved = self.symbols.saved | optimizer.stripper.strip(work.tree, back, work.kept, optimizer.jobs)
             results.append(work.leave_symbols(saved, self.symbols.restored, agreed.symbols))
             changed |= saved.keys()
+        elif SYMBOLS not in work.subject.layer.optimization.skip_rules:
+            why = "there is no strip tool on this machine" if work.oracle else "what is stripped can't be loaded here"
+            results.append(RuleResult(SYMBOLS, "skipped", 0, 0, note=why))
         added = work.add_bytecode(self.loads) if work.adds_bytecode else {}
-        trees.record_what_is_there(work.tree, changed, added)
+        stubs = {stub_path(path): path for path in self.gone if stub_path(path) in agreed.stubs}
+        trees.record_what_is_there(work.tree, changed, stubs, added)
         after = {found.name for found in trees.installed(work.tree)}
         return Optimized(
             rules=tuple(results),
             modules=self.decision.modules,
             unverified=optimizer.proof.reason if isinstance(optimizer.proof, Unavailable) else "",
             late=tuple(self.decision.late),
+            failing=tuple(self.decision.failing),
             left_out={name: version for name, version in self.before.items() if name not in after},
             stubs=agreed.stubs,
             bytecode_files=len(added),
             bytecode_size=sum(added.values()),
             interpreter=optimizer.compiler.version if optimizer.compiler and added else "",
+            notes=work.notes,
         )
 
 
@@ -196,6 +243,9 @@ class _Work:
     scratch: Path
     own: tuple[str, ...]
     """The paths of distributions: the layer's own code is never looked at."""
+    record: Transfer | None
+    """Where nothing can be run: what was decided on another architecture."""
+    notes: tuple[str, ...]
     tell: Callable[[str], None]
 
     @staticmethod
@@ -205,25 +255,27 @@ class _Work:
         installed = trees.installed(subject.tree)
         own = tuple(sorted({path for found in installed for path in found.rows if (subject.tree / path).is_file()}))
         check_services(options.services, own)
-        check_only(options.only, own)
-        proof = optimizer.proof
+        check_modules(options, own)
+        paths = files_in(subject.tree)
+        proof, record = optimizer.proof, None
         oracle = None
         if isinstance(proof, Interpreter):
             oracle = Oracle(proof, optimizer.target, optimizer.jobs, optimizer.seconds)
-        elif optimizer.transferred(subject.kin) is None:
+        else:
+            record = optimizer.transferred(subject.kin)
+        # What the layer's own code has a link to is part of it.
+        proposed = propose(rules, own, subject.tree, [*options.keep, *sorted(trees.link_targets(subject.tree))])
+        if oracle is None and record is None:
             rules = tuple(rule for rule in rules if rule.unproven)
-        proposals = Proposals(
-            subject.layer.name,
-            rules,
-            propose(rules, own, subject.tree, options.keep),
-            frozenset(files_in(subject.tree)),
-        )
+            proposed = {rule.name: tuple(filter(rule.unproven, proposed[rule.name])) for rule in rules}
+        proposals = Proposals(subject.layer.name, rules, proposed, frozenset(paths))
+        notes = tuple(f"keep: {pattern!r} covers no path of the layer" for pattern in unused(options.keep, paths))
         shelf = Shelf(subject.tree, scratch / "aside", proposals)
         maker = oracle
         if maker is None and optimizer.compiler:
             maker = Oracle(optimizer.compiler, optimizer.target, optimizer.jobs)
         code = Bytecode(subject.tree, prefix, maker, scratch) if maker else None
-        return _Work(subject, optimizer, oracle, shelf, code, scratch, own, tell)
+        return _Work(subject, optimizer, oracle, shelf, code, scratch, own, record, notes, tell)
 
     @property
     def tree(self) -> Path:
@@ -241,13 +293,16 @@ class _Work:
             {name: list(found) for name, found in self.shelf.proposals.paths.items()},
         )
 
-    def decide(self) -> Decision:
-        """What has to stay of the proposals; from earlier results where the content is the same."""
+    def decide(self) -> tuple[Decision, bool]:
+        """What has to stay of the proposals, and whether that was found out now.
+
+        It is not where the content is the same as in an earlier run, or where nothing can be run.
+        """
         if self.oracle is None:
-            return self._transferred()
-        known = self.optimizer.results.get("optimizations", self.key)
+            return self._transferred(), False
+        known = self.optimizer.results.read("optimizations", self.key, _decision)
         if known:
-            return Decision(**known)
+            return known, False
         assert self.bytecode is not None  # who has an oracle has a compiler
         for tree in self.subject.below:
             # Of this run they have it; of an earlier one they lie in place with what their budget allowed.
@@ -263,10 +318,11 @@ class _Work:
             bytecode=self.bytecode,
             scratch=self.scratch,
             tell=self.tell,
+            lost=self.subject.lost,
         ).decide()
         if decision.settled:
             self.optimizer.results.put("optimizations", self.key, asdict(decision))
-        return decision
+        return decision, True
 
     def _verification(self, oracle: Oracle) -> Verification | None:
         command = self.subject.layer.optimization.verify
@@ -283,44 +339,54 @@ class _Work:
 
     def _transferred(self) -> Decision:
         """What the other architecture decided, for files that are the same there; all else stays but what is safe."""
-        record = self.optimizer.transferred(self.subject.kin)
         decision = Decision()
-        if record is None:
+        if self.record is None:
             return decision
-        safe = self.shelf.proposals.of(lambda rule: rule.unproven)
-        for path in self.shelf.proposals.all - safe:
-            if path in record["restored"]:
-                decision.restored[path] = record["restored"][path]
-            elif record["gone"].get(path) != _digest(self.tree / path):
-                decision.closure[path] = ""
+        safe = self._safe
+        for path in self.shelf.proposals.all:
+            if path in self.record.restored:
+                decision.restored[path] = self.record.restored[path]
+            elif path not in safe and self.record.gone.get(path) != _digest(self.tree / path):
+                decision.closure[path] = ANOTHER_FILE
         return decision
 
-    def digests(self, gone: Iterable[str]) -> dict[str, str]:
-        """Path -> SHA-256 of what goes, for the other architecture; nothing where that is known, or nothing is proven.
+    @property
+    def _safe(self) -> frozenset[str]:
+        """What of the proposals needs no proof."""
+        proposals = self.shelf.proposals
+        return frozenset(
+            path
+            for rule in proposals.rules
+            if rule.unproven
+            for path in filter(rule.unproven, proposals.paths[rule.name])
+        )
 
-        Compiled files are left out: they are others there.
-        """
-        if self.oracle is None or not self.subject.kin or self.optimizer.transferred(self.subject.kin) is not None:
-            return {}
+    def transfers(self, fresh: bool) -> bool:
+        """Whether the other architecture is to be told: of every fresh proof, and where it does not know an old one."""
+        if self.oracle is None or not self.subject.kin:
+            return False
+        return fresh or self.optimizer.transferred(self.subject.kin) is None
+
+    def digests(self, gone: Iterable[str]) -> dict[str, str]:
+        """Path -> SHA-256 of what goes, but for compiled files, which are others on another architecture."""
         return {path: _digest(self.tree / path) for path in gone if not path.endswith(".so")}
 
     def result(self, rule: Rule, decision: Decision, shared: Mapping[str, str], sizes: Mapping[str, int]) -> RuleResult:
         """What became of a rule; ``shared`` is what stays for the sake of another layer, path -> its name."""
         proposed = self.shelf.proposals.paths[rule.name]
         why = {**{path: kept_by(name) for path, name in shared.items()}, **decision.closure, **decision.restored}
-        restored = {path: why[path] for path in proposed if why.get(path)}
-        gone = [path for path in proposed if path not in why]
+        restored = {path: why[path] for path in proposed if path in why}
+        gone = tuple(path for path in proposed if path not in why)
         needed = [path for path in proposed if path in decision.restored or path in shared]
-        if self.oracle:
-            outcome = "verified"
-            note = rule.why_nothing(self.tree) if not proposed else ""
+        note = ""
+        if not proposed:
+            outcome, note = "nothing", rule.why_nothing(self.tree)
+        elif self.oracle:
+            outcome = ("narrowed" if gone else "rejected") if needed else "verified"
         else:
-            outcome = "unproven" if rule.unproven else "transferred"
-            others = len([path for path in proposed if decision.closure.get(path) == ""])
-            note = f"{others} files stay that are others on the architecture where it was decided" if others else ""
-        if needed:
-            outcome = "narrowed" if gone else "rejected"
-        return RuleResult(rule.name, outcome, len(gone), sum(sizes[path] for path in gone), restored, note)
+            outcome = "unproven" if self._safe.issuperset(gone) and not restored else "transferred"
+            note = f"{len(restored)} of {len(proposed)} stay" if restored else ""
+        return RuleResult(rule.name, outcome, len(gone), sum(sizes[path] for path in gone), restored, note, gone)
 
     # ---- debug symbols ----
 
@@ -333,7 +399,7 @@ class _Work:
         """Take debug symbols out of extension modules, and load each once; one that then fails gets them back."""
         libraries = [path for path in self.own if can_be_stripped(path) and (self.tree / path).is_file()]
         saved = stripper.strip(self.tree, libraries, self.kept, self.optimizer.jobs)
-        known: dict[str, str] | None = self.optimizer.results.get("stripped", self.key)
+        known = self.optimizer.results.read("stripped", self.key, texts_by_name)
         restored = known or {}
         if self.oracle and saved and known is None:
             restored = self._unloadable(self.oracle, saved, self.kept)
@@ -353,10 +419,10 @@ class _Work:
         self._unstrip(saved, shared)
         shutil.rmtree(self.kept, ignore_errors=True)
         why = {**{path: kept_by(name) for path, name in shared.items()}, **restored}
-        outcome = "narrowed" if why else "verified" if self.oracle else "unproven"
-        if why and not saved:
-            outcome = "rejected"
-        return RuleResult(SYMBOLS, outcome, len(saved), sum(saved.values()), why)
+        outcome = "verified" if saved else "nothing"
+        if why:
+            outcome = "narrowed" if saved else "rejected"
+        return RuleResult(SYMBOLS, outcome, len(saved), sum(saved.values()), why, removed=tuple(sorted(saved)))
 
     def _unloadable(self, oracle: Oracle, stripped: Iterable[str], kept: Path) -> dict[str, str]:
         """Of stripped files, those that no longer load though they did, path -> module; all, when the team's command
@@ -390,22 +456,41 @@ class _Work:
     def adds_bytecode(self) -> bool:
         return self.bytecode is not None and self.subject.layer.optimization.bytecode != "off"
 
-    def loads(self) -> list[str]:
-        """What the declared imports load of the tree, in load order; nothing known where nothing can be run."""
+    def loads(self) -> tuple[Sequence[str], bool]:
+        """What the declared imports load of the tree, in load order, and whether another run would find the same.
+
+        Nothing is known where nothing can be run.
+        """
         if self.oracle is None:
-            record = self.optimizer.transferred(self.subject.kin)
-            return list(record["loads"]) if record else []
-        known: list[str] | None = self.optimizer.results.get("loads", self.key)
-        if known is None:
-            declared = self.subject.layer.imports or top_level_modules(self.tree)
-            prefix = None
-            if self.bytecode and self.adds_bytecode:
-                # So that what the imports load is found compiled.
-                self.bytecode.make(path for path in files_in(self.tree) if _is_source(path))
-                prefix = self.bytecode.prefix
-            known = self.oracle.loads(self.tree, self.subject.below, declared, prefix)
-            self.optimizer.results.put("loads", self.key, known)
-        return known
+            return (self.record.loads if self.record else []), True
+        known = self.optimizer.results.read("loads", self.key, texts)
+        if known is not None:
+            return known, True
+        stubs = self.shelf.proposals.stubs(self.shelf.is_out)
+        top = [module for module in top_level_modules(self.tree) if not is_stub(module, stubs)]
+        declared = self.subject.layer.imports or top
+        prefix = None
+        if self.bytecode and self.adds_bytecode:
+            # So that what the imports load is found compiled.
+            self.bytecode.make(path for path in files_in(self.tree) if _is_source(path))
+            prefix = self.bytecode.prefix
+        oracle, tree, below = self.oracle, self.tree, self.subject.below
+        with threads(oracle.jobs) as pool:
+            answers = list(pool.map(lambda module: oracle.loads(tree, below, [module], prefix), declared))
+        found = list(dict.fromkeys(path for loaded in answers for path in loaded))
+        silent = [module for module, loaded in zip(declared, answers, strict=True) if not loaded]
+        settled = self._fail_for_certain(oracle, silent)
+        if settled:
+            self.optimizer.results.put("loads", self.key, found)
+        return found, settled
+
+    def _fail_for_certain(self, oracle: Oracle, modules: Sequence[str]) -> bool:
+        """Whether modules that loaded nothing would do so again: not where the machine was too busy for them."""
+        there = modules_in(files_in(self.tree))
+        prober = Prober(oracle.interpreter, Bounds(oracle.seconds, oracle.memory))
+        path = [*self.subject.below, self.tree]
+        outcomes = prober.imports([(module, path) for module in modules if module in there], oracle.target, oracle.jobs)
+        return all(outcome.failure and not outcome.failure.unsettled for outcome in outcomes)
 
     def add_bytecode(self, first: Iterable[str]) -> dict[str, int]:
         """Put bytecode beside its source, ``first`` first; path -> bytes of each that was added."""
@@ -417,8 +502,11 @@ class _Work:
         total = sum((self.tree / path).lstat().st_size for path in paths)
         # A mebibyte stays free, for what RECORD says of the bytecode and for the next version of something.
         room = self.subject.layer.max_size - total - MIB
-        budget = room if options.bytecode == "all" else min(room, options.bytecode_budget_mb * MIB)
-        return self.bytecode.add(sources, first, budget)
+        if options.bytecode == "all":
+            return self.bytecode.add(sources, first, room, room)
+        # What nothing declared loads is not worth the warning that the layer is close to its limit.
+        budget = min(options.bytecode_budget_mb * MIB, int(WARN_AT * self.subject.layer.max_size) - total - MIB)
+        return self.bytecode.add(sources, first, budget, room)
 
 
 def _is_source(path: str) -> bool:

@@ -82,7 +82,7 @@ class Prober:
 
         def one(module: str) -> list[str]:
             request = {"do": "loads", "module": module, "tree": str(tree), "bytecode": str(bytecode or "")}
-            return self._run(request, search_path(trees, target)).answer or []
+            return self._run(request, search_path(trees, target), hash_seed="0").answer or []
 
         with threads(jobs) as pool:
             return list(dict.fromkeys(path for found in pool.map(one, modules) for path in found))
@@ -107,13 +107,17 @@ class Prober:
         }
         return self._run(request, [str(folder), *search_path(trees, target)])
 
-    def _run(self, request: Mapping[str, Any], path: Sequence[str]) -> Outcome:
+    def _run(self, request: Mapping[str, Any], path: Sequence[str], hash_seed: str = "") -> Outcome:
+        """Run ``target/contained.py``; with ``hash_seed`` what depends on the order of sets comes out the same."""
+        # With -I no variable counts; none but ours is set, and the script takes its own folder off the path.
+        flags = ["-s"] if hash_seed else ["-I"]
+        seed = {"PYTHONHASHSEED": hash_seed} if hash_seed else {}
         asked = json.dumps({**request, "paths": list(path), "memory": self.bounds.memory})
         with tempfile.TemporaryDirectory(prefix="layerkit-") as scratch:
             done = run_contained(
-                [self.interpreter.path, "-I", "-S", "-B", _SCRIPT, "{report}", asked],
+                [self.interpreter.path, *flags, "-S", "-B", _SCRIPT, "{report}", asked],
                 cwd=Path(scratch),
-                env=lambda_environment(scratch),
+                env={**lambda_environment(scratch), **seed},
                 seconds=self.bounds.seconds,
             )
         return self._outcome(done)

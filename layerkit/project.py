@@ -7,6 +7,7 @@ requirement files stand, the ``.in`` is the one that people edit and the other i
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import tomllib
@@ -138,7 +139,7 @@ def _load_layer(root: Path, folder: Path) -> Layer:
     requirements = read_requirements(source, root) if source else ()
     options: Optimization | None = settings.get("optimization")
     if options and options.verify:
-        settings["optimization"] = replace(options, verify_sources=_named_sources(options.verify, folder))
+        settings["optimization"] = replace(options, verify_sources=_verify_sources(folder))
     if "exemptions" in settings:
         settings["exemptions"] = tuple(replace(entry, layer=name) for entry in settings["exemptions"])
     return Layer(name=name, requirements=requirements, has_own_code=(folder / OWN_CODE).is_dir(), **settings)
@@ -286,18 +287,52 @@ def _command(value: object, where: str) -> str:
     return command
 
 
-def _named_sources(command: str, folder: Path) -> str:
-    """SHA-256 (hex) over the files below ``folder`` that a command names: what it does depends on them."""
+_NOT_VERIFYING = re.compile(r"python|locks|src|layer\.toml|requirements.*")
+"""What in a layer's folder has a digest of its own, or is made from what has: the built tree above all."""
+
+_CACHES = re.compile(r"__pycache__|.*\.pyc|\..*_cache|\.hypothesis|\.DS_Store")
+
+
+def _verify_sources(folder: Path) -> str:
+    """SHA-256 (hex) over the files in a layer's folder that its ``verify`` command may read.
+
+    Which of them it reads only running it would tell: ``python -m check`` names a module, and that may import others.
+    """
     digest = sha256()
-    for word in split_command(command, "verify"):
-        named = folder / word
-        if not named.resolve().is_relative_to(folder.resolve()) or not named.exists():
+    for entry in sorted(folder.iterdir()):
+        if _NOT_VERIFYING.fullmatch(entry.name) or _CACHES.fullmatch(entry.name):
             continue
-        for path in sorted(named.rglob("*")) if named.is_dir() else [named]:
-            if path.is_file() and "__pycache__" not in path.parts:
+        # An entry may be a link (a draft of the checkout has nothing else): its content counts, wherever that lies.
+        for path in _files_below(entry) if entry.is_dir() else [entry]:
+            if path.is_file():
                 content = sha256(path.read_bytes()).hexdigest()
                 digest.update(f"{path.relative_to(folder).as_posix()}\0{content}\n".encode())
     return digest.hexdigest()
+
+
+def _files_below(folder: Path) -> Iterator[Path]:
+    for here, folders, names in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not _CACHES.fullmatch(name))
+        yield from (Path(here, name) for name in sorted(names) if not _CACHES.fullmatch(name))
+
+
+def _patterns(value: object, where: str) -> tuple[str, ...]:
+    """Patterns of paths, also as a function has them (``/opt/python/...``) or the checkout (``python/...``)."""
+    found = []
+    for pattern in _texts(value, where):
+        path = below_tree(pattern)
+        if not path:
+            raise ConfigurationError(
+                f"{where}: {pattern!r} is the whole layer.",
+                "Name paths below python/, such as 'numpy/testing', or build with --skip-optimization.",
+            )
+        found.append(path)
+    return tuple(dict.fromkeys(found))
+
+
+def below_tree(path: str) -> str:
+    """A path as a tree has it: without ``/opt/python/``, where Lambda mounts a tree, or ``python/``, where it lies."""
+    return re.sub(r"\A(?:/opt/)?python(?:/+|\Z)", "", path.strip()).strip("/")
 
 
 def _removes(value: object, where: str) -> dict[str, tuple[str, ...]]:
@@ -309,7 +344,7 @@ def _removes(value: object, where: str) -> dict[str, tuple[str, ...]]:
 _OPTIMIZATION: dict[str, tuple[str, Callable[[object, str], Any]]] = {
     "rules": ("rules", _texts),
     "skip_rules": ("skip_rules", _texts),
-    "keep": ("keep", _texts),
+    "keep": ("keep", _patterns),
     "services": ("services", _texts),
     "remove": ("removes", _removes),
     "only": ("only", _modules),

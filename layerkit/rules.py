@@ -8,6 +8,8 @@ code is never looked at, and ``keep`` patterns go before every rule.
 from __future__ import annotations
 
 import json
+import os
+import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -15,9 +17,9 @@ from pathlib import Path, PurePosixPath
 
 from layerkit.errors import ConfigurationError
 from layerkit.metadata import module_name
-from layerkit.model import RUNTIME_BOTO3, VERIFY, Optimization, RuleResult, keeper
+from layerkit.model import ANOTHER_FILE, RUNTIME_BOTO3, SYMBOLS, VERIFY, Optimization, Optimized, keeper
 from layerkit.sensitive import secrets_in
-from layerkit.trees import installed
+from layerkit.trees import installed, link_targets
 
 
 @dataclass(frozen=True)
@@ -31,8 +33,9 @@ class Rule:
     default: bool = True
     stubs: bool = False
     """Whether a removed package is replaced by one that says why it is gone."""
-    unproven: bool = False
-    """Whether it is safe where nothing can be tried: it touches nothing that Python on Linux could load or read."""
+    unproven: Callable[[str], bool] | None = None
+    """Which of its paths are safe to take where nothing can be tried: those that nothing which runs on Linux loads or
+    reads. None: not one."""
     leaves_loaded: bool = False
     """Whether what other modules load stays without more ado: the import closure decides, not a failure."""
     whole: bool = False
@@ -56,12 +59,43 @@ def _tests(paths: Sequence[str], tree: Path) -> Iterable[str]:
 
 
 _DOCUMENTATION = frozenset(("doc", "docs", "examples", "example"))
+_DOCUMENTS = re.compile(
+    r"(README|CHANGES|CHANGELOG|HISTORY|NEWS|CONTRIBUTING|AUTHORS|CREDITS|INSTALL|TODO|SECURITY|CODE_OF_CONDUCT"
+    r"|RELEASES?)(?![a-z]).*\.(md|rst)",
+    re.IGNORECASE,
+)
 
 
 def _documentation(paths: Sequence[str], tree: Path) -> Iterable[str]:
-    # A folder of that name with modules in it may well be imported (botocore.docs is), so modules stay.
+    # A folder of that name with modules in it may well be imported (botocore.docs is), so modules stay. Elsewhere a
+    # text may be data (a template of a prompt), unless its name says what it is.
     inside = [path for path in _inside(_DOCUMENTATION)(paths, tree) if not path.endswith((".py", ".so"))]
-    return [*_ending(".rst", ".md")(paths, tree), *inside]
+    return [*inside, *(path for path in paths if _DOCUMENTS.fullmatch(PurePosixPath(path).name))]
+
+
+def _type_stubs(paths: Sequence[str], tree: Path) -> Iterable[str]:
+    # One without a module beside it is data: of a type checker, or of what completes code.
+    modules: dict[str, frozenset[str]] = {}
+    for path in paths:
+        folder, _, file = path.rpartition("/")
+        if file.endswith(".pyi"):
+            if folder not in modules:
+                modules[folder] = _modules_in(tree / folder)
+            if file.removesuffix(".pyi") in modules[folder]:
+                yield path
+        elif path.endswith("/py.typed"):
+            yield path
+
+
+def _modules_in(folder: Path) -> frozenset[str]:
+    """The names of the modules and packages right below a folder."""
+    with os.scandir(folder) as entries:
+        return frozenset(
+            (entry.name if any(map(module_name, os.listdir(entry.path))) else "")
+            if entry.is_dir()
+            else module_name(entry.name)
+            for entry in entries
+        )
 
 
 def _private_keys(paths: Sequence[str], tree: Path) -> Iterable[str]:
@@ -74,9 +108,15 @@ def _private_keys(paths: Sequence[str], tree: Path) -> Iterable[str]:
             yield path
 
 
+_BUILD_ONLY = (
+    *(".pxd", ".pxi", ".pyx", ".pyx.tp", ".pxd.tp", ".a", ".lib", ".pc", ".cmake"),
+    *("/CMakeLists.txt", "/meson.build"),
+)
+"""What only compilers and linkers read. A header or a source may be read when a module is called: cffi does."""
+
 _BUILD_FILES = (
-    *(".h", ".hpp", ".hh", ".pxd", ".pxi", ".pyx", ".pyx.tp", ".pxd.tp", ".c", ".c.src", ".cc", ".cpp", ".cu", ".cuh"),
-    *(".f", ".f90", ".a", ".lib", ".pc", ".cmake", "/CMakeLists.txt", "/meson.build"),
+    *_BUILD_ONLY,
+    *(".h", ".hpp", ".hh", ".c", ".c.src", ".cc", ".cpp", ".cu", ".cuh", ".f", ".f90"),
 )
 
 
@@ -124,7 +164,8 @@ BUILT_IN: tuple[Rule, ...] = (
     ),
     Rule(
         "documentation",
-        "*.rst, *.md, and what is no module in folders called doc, docs, example or examples",
+        "README, CHANGES and their like as *.md or *.rst, and what is no module in folders called doc, docs, example "
+        "or examples",
         "people read it, programs do not",
         _documentation,
     ),
@@ -133,27 +174,27 @@ BUILT_IN: tuple[Rule, ...] = (
         "headers, Cython and C sources, static libraries, build descriptions",
         "they are for compiling against the package, and nothing compiles on Lambda",
         _ending(*_BUILD_FILES),
-        unproven=True,
+        unproven=lambda path: path.endswith(_BUILD_ONLY),
     ),
     Rule(
         "type-stubs",
-        "*.pyi and py.typed",
+        "*.pyi beside the module that they describe, and py.typed",
         "type checkers read them; a package that reads its own at run time keeps them",
-        _ending(".pyi", "/py.typed"),
+        _type_stubs,
     ),
     Rule(
         "foreign-platforms",
         "*.exe, *.dll, *.pyd, *.dylib, *.bat, *.ps1",
         "launchers and libraries of other systems can't be loaded on Linux",
         _ending(".exe", ".dll", ".pyd", ".dylib", ".bat", ".ps1"),
-        unproven=True,
+        unproven=lambda path: True,
     ),
     Rule(
         "private-keys",
         "files that hold a private key, by content, unless they are code",
         "a key that everybody can download protects nothing, and test servers do not run on Lambda",
         _private_keys,
-        unproven=True,
+        unproven=lambda path: True,
     ),
     Rule(
         "numpy",
@@ -268,29 +309,48 @@ def _above(module: str) -> list[str]:
     return ["/".join(parts[: number + 1]) for number in range(len(parts))]
 
 
-def check_only(modules: Sequence[str], paths: Iterable[str]) -> None:
-    """ConfigurationError for a module of ``only`` that is not among ``paths``."""
-    there = {_module_of(path) for path in paths}
-    for name in modules:
-        module = name.replace(".", "/")
-        if module not in there and f"{module}/__init__" not in there:
+def check_modules(options: Optimization, paths: Iterable[str]) -> None:
+    """ConfigurationError for a module of ``only``, or of a team's own rule, that is not among ``paths``."""
+    named = [("only", "only", module) for module in options.only]
+    named += [(rule, f"remove.{rule}", module) for rule, modules in options.removes.items() for module in modules]
+    there = {_module_of(path) for path in paths} if named else set()
+    for rule, key, name in named:
+        place = name.replace(".", "/")
+        if rule not in options.skip_rules and not any(f"{one}/".startswith(f"{place}/") for one in there):
             raise ConfigurationError(
-                f"layer.toml: only: the layer has no module {name!r}.",
+                f"layer.toml: {key}: the layer has no module {name!r}.",
                 "Name modules of its distributions as an import does, such as 'sklearn.ensemble'.",
             )
 
 
-_BY_SETTING = ("services", "only", "debug-symbols")
-"""Rules that are made from settings, or are none of proposals; they can be skipped by name as well."""
+_EXAMPLES = {"services": 'services = ["s3"]', "only": 'only = ["sklearn.ensemble"]'}
+"""Rules that are made from a list in layer.toml, and how that is written."""
+
+
+def rule_names(options: Optimization) -> tuple[str, ...]:
+    """The rules that a layer can have on or off by name; what needs a list is among them where there is one."""
+    listed = [*(["services"] if options.services else []), *(["only"] if options.only else [])]
+    return (*(rule.name for rule in BUILT_IN), SYMBOLS, *listed, *options.removes)
 
 
 def rules_for(options: Optimization) -> tuple[Rule, ...]:
-    """The rules in force for a layer, in the order in which they claim files; ConfigurationError for a stranger."""
-    known = {rule.name: rule for rule in BUILT_IN}
+    """The rules in force for a layer, in the order in which they claim files.
+
+    ConfigurationError for a rule that does not exist, that is both on and skipped, or that lacks its list.
+    """
+    names = rule_names(options)
     for name in (*options.rules, *options.skip_rules):
-        if name not in known and name not in options.removes and name not in _BY_SETTING:
-            names = ", ".join([*known, "debug-symbols", *options.removes])
-            raise ConfigurationError(f"there is no rule called {name!r}.", f"Rules: {names}.")
+        if name not in names and name not in _EXAMPLES:
+            known = ", ".join(dict.fromkeys([*names, *_EXAMPLES]))
+            raise ConfigurationError(f"there is no rule called {name!r}.", f"Rules: {known}.")
+    for name in options.rules:
+        if name in options.skip_rules:
+            raise ConfigurationError(f"the rule {name!r} is both on and skipped.", "Name it once.")
+        if name not in names:
+            raise ConfigurationError(
+                f"the rule {name!r} needs a list of what stays, and layer.toml has none.",
+                f"Write it there, such as: {_EXAMPLES[name]}",
+            )
     chosen = [rule for rule in BUILT_IN if rule.default or rule.name in options.rules]
     if options.services:
         chosen.append(services_rule(options.services))
@@ -311,9 +371,20 @@ def kept(path: str, patterns: Sequence[str]) -> bool:
     )
 
 
+_LICENCES = re.compile(r"(LICEN[CS]E|COPYING|NOTICE)S?(?![a-z]).*", re.IGNORECASE)
+
+
 def never(path: str) -> bool:
-    """What no rule may take: metadata of distributions, and bundles of certificates."""
-    return path.partition("/")[0].endswith((".dist-info", ".data")) or PurePosixPath(path).name == "cacert.pem"
+    """What no rule may take: metadata of distributions, bundles of certificates, and licences."""
+    name = PurePosixPath(path).name
+    if path.partition("/")[0].endswith((".dist-info", ".data")) or name == "cacert.pem":
+        return True
+    return bool(_LICENCES.fullmatch(name)) and not module_name(name)
+
+
+def unused(patterns: Sequence[str], paths: Sequence[str]) -> list[str]:
+    """Of ``keep`` patterns, those that cover none of ``paths``."""
+    return [pattern for pattern in patterns if not any(kept(path, [pattern]) for path in paths)]
 
 
 def propose(rules: Sequence[Rule], paths: Sequence[str], tree: Path, keep: Sequence[str]) -> dict[str, tuple[str, ...]]:
@@ -334,27 +405,79 @@ def needed_by(reason: str) -> str:
     """Why a path stays, for a person: ``reason`` is what ``RuleResult.restored`` has of it."""
     if reason == VERIFY:
         return "the command of `verify` needs it"
-    return (
-        f"the layer {layer}, which carries it too, keeps it"
-        if (layer := keeper(reason))
-        else f"import {reason} needs it"
-    )
+    if reason == ANOTHER_FILE:
+        return "it is another file on the architecture where that was decided"
+    layer = keeper(reason)
+    return f"the layer {layer}, which carries it too, keeps it" if layer else f"import {reason} needs it"
 
 
-def explain(path: str, tree: Path, options: Optimization, results: Sequence[RuleResult]) -> str:
-    """Why a file is in a built tree or not: ``results`` are those of its build."""
-    for result in results:
-        if path in result.restored:
-            return f"it stays, though the rule {result.rule} proposes it: {needed_by(result.restored[path])}"
-    if (tree / path).exists():
-        if kept(path, options.keep):
-            return "it stays: a keep pattern in layer.toml covers it"
-        return "it stays: no rule may take it" if never(path) else "it is there: no rule in force proposes it"
-    # What went by content can't be told from what never was there.
-    claiming = [rule for rule in rules_for(options) if rule.name != "private-keys" and path in rule.finds([path], tree)]
-    if claiming:
-        return f"it is not there: the rule {claiming[0].name} takes files like it"
-    return "it is not there, and no rule takes files like it"
+def explain(path: str, tree: Path, keep: Sequence[str], optimized: Optimized) -> str:
+    """What became of a path, or of all below it, in a build: of its ``tree`` and of what was recorded of it.
+
+    ``keep`` are the patterns of its layer.toml; what a build was made with is not in its record.
+    """
+    there = os.path.lexists(tree / path)
+    taking = [rule for rule in optimized.rules if rule.rule != SYMBOLS]
+    for rule in taking:
+        if path in rule.removed:
+            stub = _stub_over(path, optimized)
+            stands = f"; a stub stands in its place, {stub}" if stub else ""
+            # Alone it would come back below a stub, and could not be imported.
+            return f"the rule {rule.rule} took it{stands}. {_way_back(_covering(stub) if stub else path)}"
+    if path in optimized.stubs:
+        rules = _listed("rule", optimized.stubs[path].values())
+        return f"it is a stub: {rules} took the module. {_way_back(_covering(path))}"
+    inside = [(rule.rule, sum(one.startswith(f"{path}/") for one in rule.removed)) for rule in taking]
+    went = [f"{number} went by the rule {name}" for name, number in inside if number]
+    if went or (tree / path).is_dir():
+        files = sum(len(names) for folder, _, names in os.walk(tree / path) if not folder.endswith("__pycache__"))
+        stay = sum(one.startswith(f"{path}/") for rule in taking for one in rule.restored)
+        needed = [f"{stay} stay though a rule proposes them"] if stay else []
+        return f"a folder: {', '.join([f'{files} files are there', *went, *needed])}"
+    if not there:
+        return "it is not there, and never was: neither the build nor any of its rules knows it"
+    return "; ".join([_why_there(path, tree, keep, optimized), *_of_symbols(path, optimized)])
+
+
+def _stub_over(path: str, optimized: Optimized) -> str:
+    """The stub that stands for a removed path or for a package that it was in; empty for none."""
+    folders = [f"{folder}/__init__.py" for folder in PurePosixPath(path).parents]
+    return next((place for place in (stub_path(path), *folders) if place in optimized.stubs), "")
+
+
+def _way_back(pattern: str) -> str:
+    return f"To get it back, add to layer.toml: keep = [{json.dumps(pattern)}]"
+
+
+def _covering(place: str) -> str:
+    """The pattern for ``keep`` that covers all of a module, by the path of its stub."""
+    package = place.removesuffix("/__init__.py")
+    return package if package != place else f"{place.removesuffix('.py')}.*"
+
+
+def _why_there(path: str, tree: Path, keep: Sequence[str], optimized: Optimized) -> str:
+    for rule in optimized.rules:
+        if rule.rule != SYMBOLS and path in rule.restored:
+            return f"it stays, though the rule {rule.rule} proposes it: {needed_by(rule.restored[path])}"
+    if "__pycache__" in path.split("/"):
+        return "it is there: bytecode, added by the build"
+    if kept(path, keep):
+        return "it stays: a keep pattern in layer.toml covers it"
+    if never(path):
+        return "it stays: no rule may take it"
+    if kept(path, sorted(link_targets(tree))):
+        return "it stays: a link of the layer's own code leads to it"
+    return "it is there: no rule of the build proposes it"
+
+
+def _of_symbols(path: str, optimized: Optimized) -> list[str]:
+    found = []
+    for rule in optimized.rules:
+        if rule.rule == SYMBOLS and path in rule.removed:
+            found.append("its debug symbols went")
+        if rule.rule == SYMBOLS and path in rule.restored:
+            found.append(f"its debug symbols stay: {needed_by(rule.restored[path])}")
+    return found
 
 
 def stub(place: str, by: Mapping[str, str]) -> str:
@@ -368,7 +491,7 @@ def stub(place: str, by: Mapping[str, str]) -> str:
     files = " or ".join(f"layers/{layer}/layer.toml" for layer in sorted(by))
     message = (
         f"No module named {module!r}: {_listed('rule', by.values())} left it out of {_listed('layer', by)}. "
-        f"To get it back, add to {files}: keep = [{json.dumps(path if package else f'{path}.*')}]"
+        f"To get it back, add to {files}: keep = [{json.dumps(_covering(place))}]"
     )
     return f"raise ModuleNotFoundError({message!r}, name={module!r})\n"
 

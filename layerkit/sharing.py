@@ -18,13 +18,10 @@ from pathlib import Path
 
 from layerkit.locking import read_lock
 from layerkit.manifests import read_manifest
-from layerkit.model import Manifest, Optimized, Target, keeper
+from layerkit.model import SYMBOLS, Manifest, Optimized, Target, keeper
 from layerkit.project import Project
 from layerkit.results import digest_of
 from layerkit.trees import installed
-
-SYMBOLS = "debug-symbols"
-"""The rule that changes files, where others remove them."""
 
 
 @dataclass(frozen=True)
@@ -135,7 +132,7 @@ def own_of_build(tree: Path, manifest: Manifest) -> Own:
     optimized = manifest.optimized
     assert optimized is not None  # who is not optimized lets nothing go, and takes no part
     stubs = {path: by[manifest.layer] for path, by in optimized.stubs.items()}
-    stripping = [rule for rule in optimized.rules if rule.rule == SYMBOLS]
+    stripping = [rule for rule in optimized.rules if rule.rule == SYMBOLS and rule.outcome != "skipped"]
     return Own(
         stays=staying(tree, {*recorded(optimized).files, *stubs}),
         # With other files in it its stubs may be others, but then it is built again.

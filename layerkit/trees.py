@@ -120,9 +120,7 @@ def _rewrite_record(tree: Path, distribution: Installed, changed: Collection[str
     for path, (digest, size) in sorted(distribution.rows.items()):
         file = tree / path
         if (path.startswith("bin/") or path in changed) and digest and file.is_file():
-            content = file.read_bytes()
-            encoded = base64.urlsafe_b64encode(sha256(content).digest()).rstrip(b"=").decode()
-            digest, size = f"sha256={encoded}", str(len(content))
+            digest, size = _row(file)
         if os.path.lexists(file):
             rows.append((path, digest, size))
     text = io.StringIO()
@@ -130,22 +128,46 @@ def _rewrite_record(tree: Path, distribution: Installed, changed: Collection[str
     (distribution.folder / "RECORD").write_text(text.getvalue(), encoding="utf-8", newline="")
 
 
-def record_what_is_there(tree: Path, changed: Collection[str], bytecode: Mapping[str, int]) -> None:
+def _row(file: Path) -> tuple[str, str]:
+    """Hash and size of a file as a RECORD has them."""
+    content = file.read_bytes()
+    encoded = base64.urlsafe_b64encode(sha256(content).digest()).rstrip(b"=").decode()
+    return f"sha256={encoded}", str(len(content))
+
+
+def record_what_is_there(
+    tree: Path, changed: Collection[str], stubs: Mapping[str, str], bytecode: Mapping[str, int]
+) -> None:
     """Make each RECORD say what is there after an optimization.
 
-    ``changed`` are files with another content than their RECORD says; ``bytecode`` goes to the distribution of its
-    source, without hash and size, as installers write it.
+    ``changed`` are files with another content than their RECORD says. A stub (``stubs``: its path -> that of the file
+    that is gone) goes to the distribution that had the file; ``bytecode`` to that of its source, without hash and size,
+    as installers write it.
     """
     compiled = {_source_of(path): path for path in bytecode}
     for distribution in installed(tree):
-        added = {compiled[path]: ("", "") for path in distribution.rows if path in compiled}
-        _rewrite_record(tree, replace(distribution, rows={**distribution.rows, **added}), changed)
+        rows = dict(distribution.rows)
+        rows |= {stub: _row(tree / stub) for stub, gone in stubs.items() if gone in rows and stub not in rows}
+        rows |= {compiled[path]: ("", "") for path in tuple(rows) if path in compiled}
+        _rewrite_record(tree, replace(distribution, rows=rows), changed)
 
 
 def _source_of(bytecode: str) -> str:
     """``pkg/__pycache__/mod.cpython-313.pyc`` -> ``pkg/mod.py``."""
     folder, _, name = bytecode.rpartition("/")
-    return f"{folder.removesuffix('__pycache__')}{name.split('.')[0]}.py"
+    return f"{folder.removesuffix('__pycache__')}{name.rpartition('.cpython-')[0]}.py"
+
+
+def link_targets(tree: Path) -> frozenset[str]:
+    """What the links in a tree lead to, by path: files and folders of the tree itself."""
+    inside = tree.resolve()
+    found = set()
+    for folder, folders, names in os.walk(tree):
+        for name in (*folders, *names):
+            path = Path(folder, name)
+            if path.is_symlink() and path.resolve().is_relative_to(inside):
+                found.add(path.resolve().relative_to(inside).as_posix())
+    return frozenset(found - {"."})
 
 
 def impure(tree: Path, names: Iterable[str]) -> dict[str, str]:

@@ -15,6 +15,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from dataclasses import fields as dataclass_fields
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,9 +34,10 @@ from layerkit.model import (
     Severity,
     Skipped,
     Target,
+    is_stub,
 )
 from layerkit.probing import Bounds, Prober
-from layerkit.results import Results, digest_of
+from layerkit.results import Results, by_name, digest_of, fields, texts, truth, whole_number
 from layerkit.runtimes import limits, system_of
 
 RECIPE = 4
@@ -249,8 +251,8 @@ class _Scan:
     not_compared: tuple[Skipped, ...]
     """Why the tree could not be held against the zip; empty when it was."""
     secrets: tuple[Finding, ...]
-    compiled: Mapping[str, Any]
-    """By path: what ``_compiled`` says of an ELF file, or a text that says why it can't be read."""
+    compiled: Mapping[str, Elf | str]
+    """By path: what an ELF file asks for, or a text that says why it can't be read."""
     files: int
     recorded: bool
 
@@ -263,10 +265,11 @@ class _Scan:
 def _scan(one: BuiltLayer, means: Means, seen: bool) -> _Scan:
     name = one.layer.name
     key = digest_of(RECIPE, one.manifest.tree.sha256, one.manifest.zip.sha256)
-    known = means.results.get("contents", key) if seen else None
+    known = means.results.read("contents", key, _contents) if seen else None
     if known:
-        secrets = tuple(Finding("secrets", Severity.ERROR, name, *entry) for entry in known["secrets"])
-        return _Scan((), (), (), secrets, known["compiled"], known["files"], recorded=True)
+        leaked, compiled, files = known
+        secrets = tuple(Finding("secrets", Severity.ERROR, name, *entry) for entry in leaked)
+        return _Scan((), (), (), secrets, compiled, files, recorded=True)
     zip_problems, readable = _zip_problems(one)
     read = contents.read_contents(one.tree, one.archive if readable else None, TREE, means.jobs)
     compiled = {path: _compiled(elf) for path, elf in read.elves.items()}
@@ -279,7 +282,8 @@ def _scan(one: BuiltLayer, means: Means, seen: bool) -> _Scan:
     ]
     if not zip_problems and not read.differences:
         # Kept by the hash of the tree, so only where the tree is the one that has it.
-        means.results.put("contents", key, {"secrets": leaks, "compiled": compiled, "files": read.files})
+        kept = {path: elf if isinstance(elf, str) else asdict(elf) for path, elf in compiled.items()}
+        means.results.put("contents", key, {"secrets": leaks, "compiled": kept, "files": read.files})
     return _Scan(
         zip=_errors("zip", name, zip_problems, _REBUILD),
         tree=_errors("tree", name, read.differences, _REBUILD, "files more that differ from the zip"),
@@ -294,8 +298,29 @@ def _scan(one: BuiltLayer, means: Means, seen: bool) -> _Scan:
 _REBUILD = "Build it again: inv build --clean"
 
 
-def _compiled(elf: Elf | BrokenElf) -> Any:
-    return str(elf) if isinstance(elf, BrokenElf) else asdict(elf)
+def _compiled(elf: Elf | BrokenElf) -> Elf | str:
+    return str(elf) if isinstance(elf, BrokenElf) else elf
+
+
+def _contents(known: Any) -> tuple[list[list[str]], dict[str, Elf | str], int]:
+    """What ``_scan`` keeps: secrets (a message and a hint each), compiled files, the number of files."""
+    secrets, compiled, files = fields(known, "secrets", "compiled", "files")
+    elves = {path: entry if isinstance(entry, str) else _elf_of(entry) for path, entry in by_name(compiled).items()}
+    return pairs(secrets), elves, whole_number(files)
+
+
+def _elf_of(known: Any) -> Elf:
+    machine, soname, needed, versions, aligned = fields(known, *(field.name for field in dataclass_fields(Elf)))
+    texts([machine, soname])
+    libraries = {library: tuple(texts(found)) for library, found in by_name(versions).items()}
+    return Elf(machine, soname, tuple(texts(needed)), libraries, truth(aligned))
+
+
+def pairs(known: Any) -> list[list[str]]:
+    """A result that is a list of two texts each; ValueError for any other."""
+    if not isinstance(known, list) or any(len(texts(entry)) != 2 for entry in known):
+        raise ValueError("not a list of pairs")
+    return known
 
 
 def _zip_problems(one: BuiltLayer) -> tuple[list[str], bool]:
@@ -420,11 +445,10 @@ def _elf(
         theirs = known.compiled if known else contents.library_names(other.tree)
         bundled |= {path.rpartition("/")[2] for path in theirs}
     wrong, newer, missing, other_problems = [], [], [], []
-    for path, entry in sorted(scan.compiled.items()):
-        if isinstance(entry, str):
-            other_problems.append(f"{path} is a damaged ELF file: {entry}")
+    for path, elf in sorted(scan.compiled.items()):
+        if isinstance(elf, str):
+            other_problems.append(f"{path} is a damaged ELF file: {elf}")
             continue
-        elf = Elf(entry["machine"], entry["soname"], tuple(entry["needed"]), entry["versions"], entry["aligned"])
         if elf.machine != target.architecture:
             wrong.append(f"{path} is for {elf.machine}, and the layer for {target.architecture}")
             continue
@@ -470,7 +494,7 @@ def _imports(
         one = built.get(name)
         if one is None:
             continue
-        modules = list(one.layer.imports or metadata.top_level_modules(one.tree))
+        modules = list(one.layer.imports or _top_level(one))
         if isinstance(means.interpreter, Unavailable):
             skipped = Skipped("imports", name, means.interpreter.reason, means.interpreter.hint)
             done[name] = Checked("imports", name, skipped=(skipped,), detail=f"{len(modules)} modules")
@@ -483,7 +507,7 @@ def _imports(
             continue
         hashes = [built[other].manifest.tree.sha256 for other in (*below, name)]
         key = digest_of(RECIPE, hashes, modules, means.interpreter.version, asdict(means.bounds))
-        known = means.results.get("imports", key) if {*below, name} <= {*true} else None
+        known = means.results.read("imports", key, pairs) if {*below, name} <= {*true} else None
         if known is None:
             pending[name] = (key, modules)
         else:
@@ -509,6 +533,12 @@ def _imports(
             seconds = (time.monotonic() - started) / len(pending)
             done[name] = replace(_imported(layers, built[name], modules, entries, built, target), seconds=seconds)
     return done
+
+
+def _top_level(one: BuiltLayer) -> list[str]:
+    """The top-level modules that have to import: a stub in the place of one is there to fail."""
+    stubs = one.manifest.optimized.stubs if one.manifest.optimized else {}
+    return [module for module in metadata.top_level_modules(one.tree) if not is_stub(module, stubs)]
 
 
 def _imported(

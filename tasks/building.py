@@ -419,6 +419,8 @@ def _show_built(target: Target, built: Sequence[Built], skip_validation: bool) -
             print(f"* {result.plan.layer.name}: {result.plan.layer.limit_reason}")
         for note in result.manifest.notes:
             print(f"note: {result.plan.layer.name}: {note}")
+        for note in result.manifest.optimized.notes if result.manifest.optimized else ():
+            print(f"note: {result.plan.layer.name}: {note}")
     findings([found for result in built for found in result.report.findings])
     _show_total(built)
     reasons = _not_verified(built, skip_validation)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import posixpath
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
         "list_rules": "list the rules: what each removes, and why that should be safe",
         "explain": "say which rule removed this file, or why it stays (a path below python/)",
         "jobs": "how much to do side by side (default: one for each processor)",
-        "verbose": "name every path that stays because something needs it",
+        "verbose": "name every path that stays because something needs it, and every module that never imported",
         "json": JSON,
     },
 )
@@ -55,7 +56,7 @@ def optimize(
     from .output import progress
 
     if list_rules:
-        return _list_rules()
+        return _list_rules(settings(ctx).project())
     chosen = settings(ctx, runtime=runtime, architecture=architecture, jobs=jobs)
     if explain is not None:
         return _explain(chosen.project(), chosen.target, layer or (), explain)
@@ -88,23 +89,35 @@ def optimize(
 
 
 def _with_rules(project: Project, rules: Sequence[str], skipped: Sequence[str]) -> Project:
-    """The project with rules turned on and off in all layers, as the flags say; ConfigurationError for a stranger."""
-    from layerkit.model import Layers
-    from layerkit.rules import rules_for
+    """The project with rules turned on and off, as the flags say, in the layers that have them.
 
+    A flag counts more than what layer.toml says. Raises ConfigurationError for a rule that no layer has, that is both
+    on and skipped, or that lacks its list in every layer.
+    """
+    from layerkit.model import Layers, Optimization
+    from layerkit.rules import rule_names, rules_for
+
+    all_options = [layer.optimization for layer in project.layers.values()]
+    rules_for(
+        Optimization(
+            rules=tuple(rules),
+            skip_rules=tuple(skipped),
+            services=tuple(name for options in all_options for name in options.services),
+            only=tuple(name for options in all_options for name in options.only),
+            removes={name: modules for options in all_options for name, modules in options.removes.items()},
+        )
+    )
     layers = []
     for layer in project.layers.values():
-        options = replace(
-            layer.optimization,
-            rules=(*layer.optimization.rules, *rules),
-            skip_rules=(*layer.optimization.skip_rules, *skipped),
-        )
-        rules_for(options)
-        layers.append(replace(layer, optimization=options))
+        options, here = layer.optimization, rule_names(layer.optimization)
+        on = [*(name for name in options.rules if name not in skipped), *(name for name in rules if name in here)]
+        off = [*(name for name in options.skip_rules if name not in rules), *(name for name in skipped if name in here)]
+        changed = replace(options, rules=tuple(dict.fromkeys(on)), skip_rules=tuple(dict.fromkeys(off)))
+        layers.append(replace(layer, optimization=changed))
     return replace(project, layers=Layers(layers))
 
 
-def _list_rules() -> Outcome:
+def _list_rules(project: Project) -> Outcome:
     from layerkit.rules import BUILT_IN
 
     from .output import table
@@ -129,6 +142,18 @@ def _list_rules() -> Outcome:
             "a client of a service reads its own data only",
         )
     )
+    rows.append(
+        (
+            "only",
+            "off",
+            "of the packages of the modules that layer.toml lists under `only`, all other modules",
+            "what the listed ones or others load or import, and its data, stays",
+        )
+    )
+    for layer in project.layers.values():
+        for name, modules in layer.optimization.removes.items():
+            default = "off" if name in layer.optimization.skip_rules else "on"
+            rows.append((name, default, ", ".join(modules), f"layers/{layer.name}/layer.toml says so"))
     document = [dict(zip(("name", "default", "removes", "because"), row, strict=True)) for row in rows]
     return Outcome(
         {"schema": 1, "rules": document},
@@ -136,20 +161,28 @@ def _list_rules() -> Outcome:
     )
 
 
-def _explain(project: Project, target: Target, named: Sequence[str], path: str) -> Outcome:
+def _explain(project: Project, target: Target, named: Sequence[str], asked: str) -> Outcome:
     from layerkit.builds import builds
+    from layerkit.errors import ConfigurationError
+    from layerkit.project import below_tree
     from layerkit.rules import explain
 
-    path = path.removeprefix("python/")
+    path = posixpath.normpath(below_tree(asked))
+    if path == "." or path.startswith(".."):
+        raise ConfigurationError(
+            f"--explain: {asked!r} is no path in a layer.", "Give one below python/, such as numpy/testing/__init__.py."
+        )
     found = []
     built = builds(project, target)
     for name in project.selected(named):
         one = built.get(name)
         if one is None:
-            found.append((name, "there is no build of it"))
+            why = "there is no build of it"
+        elif one.manifest.optimized is None:
+            why = "its build was not optimized: all is as its wheels made it"
         else:
-            results = one.manifest.optimized.rules if one.manifest.optimized else ()
-            found.append((name, explain(path, one.tree, project.layers[name].optimization, results)))
+            why = explain(path, one.tree, project.layers[name].optimization.keep, one.manifest.optimized)
+        found.append((name, why))
     document = {"schema": 1, "path": path, "layers": [{"layer": name, "explanation": why} for name, why in found]}
     return Outcome(document, lambda: print("\n".join(f"{name}: {path}: {why}" for name, why in found)))
 
@@ -209,6 +242,13 @@ def _show(built: Sequence[Built], dry_run: bool, verbose: bool) -> None:
             print("  What is decided where it can be run holds here too: optimize it there, with the same results.")
         else:
             print(f"{name}: {done.modules} modules import as before.")
+        for note in done.notes:
+            print(f"  note: {note}")
+        if done.failing:
+            more = ":" if verbose else ", and nothing is proven for them (--verbose lists them)."
+            print(f"  {len(done.failing)} modules do not import with everything in place either{more}")
+            for module in done.failing if verbose else ():
+                print(f"    import {module}: nothing is proven for it")
         for module in done.late:
             print(f"  import {module} had not ended in time with everything in place: nothing is proven for it.")
         if done.left_out:

@@ -126,6 +126,8 @@ def main() -> None:
     descriptor, request = int(sys.argv[1]), json.loads(sys.argv[2])
     own = os.getpid()
     sys.argv[1:] = []
+    if not sys.flags.isolated:
+        sys.path.remove(os.path.dirname(os.path.abspath(__file__)))
     limit(request["memory"])
     if request.get("bytecode"):
         sys.pycache_prefix = request["bytecode"]

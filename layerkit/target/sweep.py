@@ -111,25 +111,10 @@ def from_import_system() -> bool:
     return "importlib._bootstrap" in frame.f_code.co_filename
 
 
-OPENED = (
-    "open",
-    "ctypes.dlopen",
-    "os.chdir",
-    "sqlite3.connect",
-    "os.rename",
-    "os.link",
-    "os.symlink",
-    "shutil.copyfile",
-)
+OPENED = ("open", "ctypes.dlopen", "os.chdir", "os.rename", "os.link", "os.symlink", "shutil.copyfile")
 BEYOND = (
-    "subprocess.Popen",
-    "os.posix_spawn",
-    "os.fork",
-    "os.forkpty",
-    "os.exec",
-    "os.system",
-    "ctypes.dlsym",
-    "sqlite3.connect",
+    *("subprocess.Popen", "os.posix_spawn", "os.fork", "os.forkpty", "os.exec", "os.system"),
+    *("ctypes.dlsym", "sqlite3.connect"),
 )
 
 

@@ -7,6 +7,7 @@ import csv
 import hashlib
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 import zipfile
@@ -16,11 +17,9 @@ from pathlib import Path
 
 import pytest
 
-from layerkit.building import Action
+from layerkit.building import Action, kinship
 from layerkit.errors import CheckFailed, ConfigurationError
-from layerkit.interpreters import Interpreter
-from layerkit.model import RUNTIME_BOTO3, Optimized
-from layerkit.oracle import Oracle, modules_in
+from layerkit.model import ANOTHER_FILE, RUNTIME_BOTO3, Optimized
 from layerkit.results import Results
 from tests.support.checkouts import FOREIGN, HERE, Checkout
 from tests.support.index import Index
@@ -139,62 +138,10 @@ def test_a_rule_is_narrowed_to_what_breaks_nothing(checkout: Checkout, index: In
 
 def test_a_rule_whose_every_file_is_needed_is_rejected(checkout: Checkout, index: Index) -> None:
     read = "import os\nX = open(os.path.join(os.path.dirname(__file__), 'core.pyi')).read()\n"
-    result = optimized(checkout, index, {"thing/__init__.py": read, "thing/core.pyi": "X: int"})
+    files: dict[str, str | bytes] = {"thing/__init__.py": read, "thing/core.py": "", "thing/core.pyi": "X: int"}
+    result = optimized(checkout, index, files)
     (rule,) = [rule for rule in result.rules if rule.rule == "type-stubs"]
     assert (rule.outcome, rule.files, rule.restored) == ("rejected", 0, {"thing/core.pyi": "thing"})
-
-
-WAYS = {
-    "open": "open(HERE + '/tests/data.txt').read()",
-    "exists": "assert os.path.exists(HERE + '/tests/data.txt')",
-    "the_folder_exists": "assert os.path.isdir(HERE + '/tests')",
-    "stat": "os.stat(HERE + '/tests/data.txt')",
-    "access": "assert os.access(HERE + '/tests/data.txt', os.R_OK)",
-    "listdir": "assert 'tests' in os.listdir(HERE)",
-    "listdir_below": "assert 'data.txt' in os.listdir(HERE + '/tests')",
-    "scandir": "assert 'tests' in [entry.name for entry in os.scandir(HERE)]",
-    "walk": "assert any('tests' in folders for _, folders, _ in os.walk(HERE))",
-    "glob": "import glob; assert glob.glob(HERE + '/*/data.txt')",
-    "iter_modules": "import pkgutil; assert 'tests' in [m.name for m in pkgutil.iter_modules([HERE])]",
-    "find_spec": "import importlib.util; assert importlib.util.find_spec('thing.tests')",
-    "import_module": "import importlib; importlib.import_module('thing.tests.test_it')",
-    "resources": "import importlib.resources as r; assert (r.files('thing') / 'tests' / 'data.txt').read_text()",
-    "get_data": "import pkgutil; assert pkgutil.get_data('thing', 'tests/data.txt')",
-    "pathlib": "import pathlib; assert pathlib.Path(HERE, 'tests', 'data.txt').is_file()",
-    "relative": "os.chdir(HERE); open('tests/data.txt').close()",
-    "optional": "try:\n    import thing.tests.test_it as found\nexcept ImportError:\n    NOT_THERE = True",
-    "names": "globals().update({name.split('.')[0]: 1 for name in os.listdir(HERE)})",
-}
-
-
-@pytest.mark.parametrize("together", [False, True], ids=["alone", "together"])
-def test_what_the_trace_spares_a_full_second_sweep_would_accept(
-    checkout: Checkout, index: Index, together: bool, tmp_path: Path
-) -> None:
-    """Whatever way a module takes to what went, it imports afterwards with the same names, or what it needs stayed."""
-    files: dict[str, str | bytes] = {"thing/__init__.py": "", **TEST_FILES}
-    for name, code in WAYS.items():
-        body = f"import os\nHERE = os.path.dirname(os.path.abspath(__file__))\n{code}\n"
-        files[f"thing/{name}.py"] = body
-    if together:
-        files["thing/everything.py"] = "".join(f"from thing import {name}\n" for name in WAYS if name != "relative")
-    make_wheel(index.folder, "thing", "1.0", files=files)
-    checkout.layer("web", "thing\n")
-    checkout.lock(HERE)
-    checkout.build(target=HERE)
-    proof = checkout.optimizer().proof
-    assert isinstance(proof, Interpreter)
-    oracle = Oracle(proof, HERE, 2)
-    plain = tree(checkout).rename(tmp_path / "plain")
-    modules = modules_in(files_in(plain))
-    outside = {name for name, path in modules.items() if "/tests/" not in path}
-    before = oracle.sweep(plain, [], outside, tmp_path)
-    assert {name for name in outside if not before[name].ok} == set()
-    checkout.build(target=HERE, optimizer=checkout.optimizer())
-    after = oracle.sweep(tree(checkout), [], outside, tmp_path)
-    different = {name for name in outside if not after[name].same_as(before[name])}
-    assert different == set()
-    assert "thing/tests/data.txt" in files_in(tree(checkout))
 
 
 def test_keep_goes_before_every_rule(checkout: Checkout, index: Index) -> None:
@@ -326,9 +273,11 @@ def test_for_a_foreign_architecture_only_what_needs_no_proof_is_done(
 ) -> None:
     monkeypatch.setenv("LAYERKIT_CACHE_DIR", str(checkout.root / "cache"))
     files: dict[str, str | bytes] = {"thing/__init__.py": "", "thing/x.h": "", "thing/x.exe": "MZ", **TEST_FILES}
+    files |= {"thing/x.a": "", "thing/x.pxd": "", "thing/x.c": ""}
     result = optimized(checkout, index, files, target="foreign")
     folder = checkout.project.tree_path("web", FOREIGN)
-    assert files_in(folder) == {"thing/__init__.py", *TEST_FILES}
+    # A header or a source may be read when a module is called.
+    assert files_in(folder) == {"thing/__init__.py", "thing/x.h", "thing/x.c", *TEST_FILES}
     assert result.unverified.startswith("this machine is")
     assert set(outcomes(result).values()) == {"unproven"}
 
@@ -654,7 +603,7 @@ def test_what_was_decided_here_holds_on_the_other_architecture(
     assert files_in(folder) == {"thing/__init__.py", "thing/tests/__init__.py", "thing/tests/test_it.py"}
     rules = {rule.rule: rule for rule in other.rules}
     assert rules["documentation"].outcome == "transferred"
-    assert rules["tests"].outcome == "narrowed"
+    assert (rules["tests"].outcome, rules["tests"].note) == ("transferred", "2 of 3 stay")
     assert rules["tests"].restored == dict.fromkeys(["thing/tests/__init__.py", "thing/tests/test_it.py"], "thing")
     assert other.unverified.startswith("this machine is")
 
@@ -670,7 +619,7 @@ def test_a_file_that_is_another_there_stays(checkout: Checkout, index: Index, mo
     assert built is not None
     (rule,) = [rule for rule in built.rules if rule.rule == "tests"]
     assert (rule.outcome, rule.files) == ("transferred", 2)
-    assert rule.note == "1 files stay that are others on the architecture where it was decided"
+    assert (rule.note, rule.restored) == ("1 of 3 stay", {"thing/tests/data.txt": ANOTHER_FILE})
 
 
 def test_before_and_after_are_shown(checkout: Checkout, index: Index) -> None:
@@ -704,3 +653,331 @@ def test_numpy_testing_needs_one_of_numpys_test_modules(checkout: Checkout, monk
     assert run(checkout, "import numpy.testing").stderr == ""
     report = checkout.validate("web")
     assert report.findings == ()
+
+
+# ---- what is recorded, and what is made of it ----
+
+FLAGS = ["--runtime", HERE.runtime, "--architecture", HERE.architecture]
+BY_DEFAULT = {"INVOKE_LAYERKIT_RUNTIME": HERE.runtime, "INVOKE_LAYERKIT_ARCHITECTURE": HERE.architecture}
+
+
+def explained(checkout: Checkout, path: str) -> str:
+    document = checkout.inv_json("optimize", "--explain", path, *FLAGS)
+    (layer,) = document["layers"]
+    return str(layer["explanation"])
+
+
+def test_a_command_depends_on_the_layers_folder_and_not_on_what_is_built_there(
+    checkout: Checkout, index: Index
+) -> None:
+    make_wheel(index.folder, "thing", "1.0", files={"thing/__init__.py": "", **TEST_FILES})
+    folder = checkout.layer("web", "thing\n", 'verify = "python -m mycheck"\n')
+    (folder / "mycheck.py").write_text("import helpers\n")
+    (folder / "helpers.py").write_text("import thing\n")
+
+    def action() -> str:
+        done = checkout.inv("build", "--json", env=BY_DEFAULT)
+        assert done.returncode == 0, done.stderr
+        return str(json.loads(done.stdout)["layers"][0]["action"])
+
+    assert [action(), action()] == ["build", "up to date"]
+    # The word python names the interpreter here, and the folder of the tree as well.
+    assert (folder / "python" / "thing").is_dir()
+    (folder / "helpers.py").write_text("import thing.tests.test_it\n")
+    assert [action(), action()] == ["build", "up to date"]
+    assert (folder / "python" / "thing" / "tests" / "test_it.py").exists()
+
+
+def test_a_folder_of_links_to_it_has_the_digest_of_a_layers_folder(
+    checkout: Checkout, make_checkout: Callable[[str], Checkout]
+) -> None:
+    folder = checkout.layer("web", "thing\n", 'verify = "python check.py"\n')
+    (folder / "checks" / "__pycache__").mkdir(parents=True)
+    for path in ("check.py", "checks/one.py", "checks/__pycache__/one.pyc", "python"):
+        (folder / path).write_text(path)
+    draft = make_checkout("draft")
+    (draft.root / "layers" / "web").mkdir(parents=True)
+    for entry in folder.iterdir():
+        (draft.root / "layers" / "web" / entry.name).symlink_to(entry)
+
+    def digest(one: Checkout) -> str:
+        return one.project.layers["web"].optimization.verify_sources
+
+    before = digest(checkout)
+    assert digest(draft) == before
+    for path in ("checks/__pycache__/one.pyc", "python", "requirements.txt"):
+        (folder / path).write_text("# another\n")
+        assert digest(checkout) == before
+    for path in ("check.py", "checks/one.py"):
+        (folder / path).write_text("# another\n")
+        assert digest(checkout) == digest(draft) != before
+        before = digest(checkout)
+
+
+def test_what_had_to_stay_here_stays_there_whatever_the_rule(
+    checkout: Checkout, index: Index, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LAYERKIT_CACHE_DIR", str(checkout.root / "cache"))
+    read = "import os\nX = open(os.path.join(os.path.dirname(__file__), 'x.pxd')).read()\n"
+    files: dict[str, str | bytes] = {"thing/__init__.py": read, "thing/x.pxd": ""}
+    optimized(checkout, index, files)
+    other = optimized(checkout, index, files, target="foreign")
+    assert "thing/x.pxd" in files_in(checkout.project.tree_path("web", FOREIGN))
+    (rule,) = [rule for rule in other.rules if rule.rule == "build-files"]
+    assert (rule.outcome, rule.restored) == ("transferred", {"thing/x.pxd": "thing"})
+
+
+def test_what_another_recipe_decided_is_not_transferred(
+    checkout: Checkout, index: Index, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LAYERKIT_CACHE_DIR", str(checkout.root / "cache"))
+    make_wheel(index.folder, "thing", "1.0", files={"thing/__init__.py": "", "thing/tests/a.txt": ""})
+    checkout.layer("web", "thing\n")
+    checkout.lock(FOREIGN)
+    optimizer = checkout.optimizer(FOREIGN)
+    digest = hashlib.sha256(b"").hexdigest()
+    record = {"gone": {"thing/tests/a.txt": digest}, "restored": {}, "loads": []}
+    optimizer.results.put("transfers", kinship(checkout.project, "web", FOREIGN), record)
+    built = checkout.build(target=FOREIGN, optimizer=optimizer)["web"].manifest.optimized
+    assert built is not None
+    assert "tests" not in {rule.rule for rule in built.rules}
+    assert "thing/tests/a.txt" in files_in(checkout.project.tree_path("web", FOREIGN))
+
+
+def test_a_fresh_proof_is_what_is_transferred(
+    checkout: Checkout, index: Index, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("LAYERKIT_CACHE_DIR", str(checkout.root / "cache"))
+    results = Results(tmp_path / "results")
+    make_wheel(index.folder, "thing", "1.0", files={"thing/__init__.py": "", **TEST_FILES})
+    checkout.layer("web", "thing\n")
+    checkout.lock(HERE)
+    optimizer = replace(checkout.optimizer(), results=results)
+    checkout.build(target=HERE, optimizer=optimizer)
+    (kept,) = (results.folder / "transfers").rglob("*.json")
+    proven = kept.read_text()
+    results.put("transfers", kept.stem, {"gone": {}, "restored": {}, "loads": []})
+    checkout.build(target=HERE, optimizer=optimizer, force=True)
+    assert kept.read_text() != proven  # nothing was proven anew
+    for decision in (results.folder / "optimizations").rglob("*.json"):
+        decision.unlink()
+    checkout.build(target=HERE, optimizer=optimizer, force=True)
+    assert kept.read_text() == proven
+
+
+@pytest.mark.parametrize("result", [{"foo": 1}, [1], 7, "text", [["a"]], {"a": {"b": []}}])
+def test_a_kept_result_of_another_shape_is_as_if_it_were_not_there(
+    checkout: Checkout, index: Index, monkeypatch: pytest.MonkeyPatch, result: object
+) -> None:
+    monkeypatch.setenv("LAYERKIT_CACHE_DIR", str(checkout.root / "cache"))
+    files: dict[str, str | bytes] = {"thing/__init__.py": "from thing.tests import test_it\n", **TEST_FILES}
+    first = optimized(checkout, index, files)
+    validated = [(one.check, one.findings) for one in checkout.validate("web").checked]
+    folder = checkout.means().results.folder
+    kept = {path.parent.parent.name: path for path in folder.rglob("*.json")}
+    assert {"optimizations", "loads", "transfers", "contents", "imports"} <= kept.keys()
+    for kind, path in kept.items():
+        Results(folder).put(kind, path.stem, result)
+    again = checkout.build(target=HERE, optimizer=checkout.optimizer(), force=True)["web"].manifest.optimized
+    assert again == first
+    assert [(one.check, one.findings) for one in checkout.validate("web").checked] == validated
+    for kind, path in kept.items():
+        Results(folder).put(kind, path.stem, result)
+    other = optimized(checkout, index, files, target="foreign")
+    assert {rule.outcome for rule in other.rules} <= {"nothing", "unproven", "skipped"}
+
+
+def test_a_stub_of_a_top_level_module_need_not_import(checkout: Checkout, index: Index) -> None:
+    make_wheel(index.folder, "thing", "1.0", files={"thing/__init__.py": ""})
+    make_wheel(index.folder, "extra", "1.0", files={"extra/__init__.py": "", "single.py": ""})
+    checkout.layer("web", "thing\nextra\n", '[remove]\nslim = ["extra", "single"]\n')
+    done = checkout.inv("optimize", "--json", *FLAGS)
+    assert done.returncode == 0, done.stderr
+    (layer,) = json.loads(done.stdout)["layers"]
+    assert set(layer["optimized"]["stubs"]) == {"extra/__init__.py", "single.py"}
+    assert layer["import_seconds"] > 0
+    report = checkout.validate("web")
+    assert [finding.message for finding in report.findings] == []
+    assert [one.detail for one in report.checked if one.check == "imports"] == ["1 modules"]
+
+
+def test_record_has_the_stubs_of_extension_modules_and_all_bytecode(checkout: Checkout, index: Index) -> None:
+    files: dict[str, str | bytes] = {
+        "thing/__init__.py": "",
+        "thing/fast.abi3.so": b"no ELF",
+        "thing/odd.name.py": "X = 1\n",  # no import can name it, and it compiles
+    }
+    make_wheel(index.folder, "other", "1.0", files={"other.py": ""})
+    make_wheel(index.folder, "thing", "1.0", files=files)
+    checkout.layer("web", "thing\nother\n", 'imports = ["thing"]\n[remove]\nslim = ["thing.fast"]\n')
+    checkout.lock(HERE)
+    checkout.build(target=HERE, optimizer=checkout.optimizer())
+    with open(tree(checkout) / "thing-1.0.dist-info" / "RECORD", newline="") as file:
+        rows = {row[0]: row[1:] for row in csv.reader(file)}
+    there = {path.relative_to(tree(checkout)).as_posix() for path in tree(checkout).rglob("*") if path.is_file()}
+    assert set(rows) == {path for path in there if path.startswith("thing")}
+    assert {Path(path).name.split(".cpython")[0] for path in rows if "__pycache__" in path} == {
+        *("__init__", "fast", "odd.name")
+    }
+    stub = (tree(checkout) / "thing" / "fast.py").read_bytes()
+    encoded = base64.urlsafe_b64encode(hashlib.sha256(stub).digest()).rstrip(b"=").decode()
+    assert rows["thing/fast.py"] == [f"sha256={encoded}", str(len(stub))]
+
+
+def test_every_path_is_explained_from_the_record_of_the_build(checkout: Checkout, index: Index) -> None:
+    files: dict[str, str | bytes] = {
+        "thing/__init__.py": "from thing.tests import test_it\n",
+        **TEST_FILES,
+        "thing/server.key": KEY,
+        "thing/README.md": "",
+        "thing/core.txt": "",
+        "thing/LICENSE.md": "",
+        "thing/plots/__init__.py": "",
+        "thing/plots/lines.py": "",
+        "thing/fast.abi3.so": b"no ELF",
+    }
+    settings = 'keep = ["/opt/python/thing/README.md"]\n[remove]\nslim = ["thing.plots", "thing.fast"]\n'
+    result = optimized(checkout, index, files, settings)
+    rules = {rule.rule: rule for rule in result.rules}
+    assert rules["tests"].removed == ("thing/tests/data.txt",)
+    assert rules["slim"].removed == ("thing/fast.abi3.so", "thing/plots/__init__.py", "thing/plots/lines.py")
+    # What a rule would take is not asked again: only what it took.
+    checkout.layer("web", "thing\n", 'keep = ["thing/README.md"]\nskip_rules = ["private-keys"]\n')
+    back = "To get it back, add to layer.toml: keep = "
+    expected = {
+        "thing/tests/data.txt": f'the rule tests took it. {back}["thing/tests/data.txt"]',
+        "thing/server.key": f'the rule private-keys took it. {back}["thing/server.key"]',
+        "thing/tests/test_it.py": "it stays, though the rule tests proposes it: import thing needs it",
+        "thing/README.md": "it stays: a keep pattern in layer.toml covers it",
+        "thing/LICENSE.md": "it stays: no rule may take it",
+        "thing/core.txt": "it is there: no rule of the build proposes it",
+        "thing/plots/lines.py": "the rule slim took it; a stub stands in its place, thing/plots/__init__.py. "
+        f'{back}["thing/plots"]',
+        "thing/fast.py": f"it is a stub: the rule 'slim' took the module. {back}[\"thing/fast.*\"]",
+        "thing/tests": "a folder: 2 files are there, 1 went by the rule tests, 2 stay though a rule proposes them",
+        "thing/docs/gone.txt": "it is not there, and never was: neither the build nor any of its rules knows it",
+        "python/thing/core.txt": "it is there: no rule of the build proposes it",
+        "/opt/python/thing/core.txt": "it is there: no rule of the build proposes it",
+    }
+    assert {path: explained(checkout, path) for path in expected} == expected
+
+
+@pytest.mark.parametrize("path", ["", "python/", "/opt/python", "../../web/layer.toml"])
+def test_what_is_no_path_in_a_layer_is_not_explained(checkout: Checkout, path: str) -> None:
+    checkout.layer("web", "thing\n")
+    done = checkout.inv("optimize", "--explain", path, *FLAGS)
+    assert (done.returncode, "is no path in a layer" in done.stderr) == (2, True)
+
+
+def test_without_a_strip_tool_it_is_said(checkout: Checkout, index: Index) -> None:
+    make_wheel(index.folder, "thing", "1.0", files={"thing/__init__.py": ""})
+    checkout.layer("web", "thing\n")
+    checkout.lock(HERE)
+    built = checkout.build(target=HERE, optimizer=replace(checkout.optimizer(), stripper=None))["web"].manifest
+    assert built.optimized is not None
+    (rule,) = [rule for rule in built.optimized.rules if rule.rule == "debug-symbols"]
+    assert (rule.outcome, rule.note) == ("skipped", "there is no strip tool on this machine")
+    assert {one.outcome for one in built.optimized.rules if one is not rule} == {"nothing"}
+    checkout.layer("web", "thing\n", 'skip_rules = ["debug-symbols"]\n')
+    left = checkout.build(target=HERE, optimizer=replace(checkout.optimizer(), stripper=None))["web"].manifest
+    assert left.optimized is not None
+    assert "debug-symbols" not in {one.rule for one in left.optimized.rules}
+
+
+def test_where_nothing_can_be_loaded_nothing_is_stripped_and_it_is_said(checkout: Checkout, index: Index) -> None:
+    result = optimized(checkout, index, {"thing/__init__.py": ""}, target="foreign")
+    (rule,) = [rule for rule in result.rules if rule.rule == "debug-symbols"]
+    assert (rule.outcome, rule.note) == ("skipped", "what is stripped can't be loaded here")
+
+
+@pytest.mark.parametrize(
+    ("settings", "words", "what"),
+    [
+        ("", ["--rule", "services"], 'services = ["s3"]'),
+        ("", ["--rule", "only"], 'only = ["sklearn.ensemble"]'),
+        ('rules = ["services"]\n', [], 'services = ["s3"]'),
+        ("", ["--rule", "numpy", "--skip-rule", "numpy"], "the rule 'numpy' is both on and skipped"),
+        ('rules = ["numpy"]\nskip_rules = ["numpy"]\n', [], "the rule 'numpy' is both on and skipped"),
+        ('[remove]\nslim = ["thing.nothing"]\n', [], "remove.slim: the layer has no module 'thing.nothing'"),
+        ('keep = ["python/"]\n', [], "'python/' is the whole layer"),
+        ("", ["--rule", "nonsense"], "services, only"),
+    ],
+)
+def test_what_would_do_nothing_is_refused(
+    checkout: Checkout, index: Index, settings: str, words: list[str], what: str
+) -> None:
+    make_wheel(index.folder, "thing", "1.0", files={"thing/__init__.py": "", **TEST_FILES})
+    checkout.layer("web", "thing\n", settings)
+    done = checkout.inv("optimize", *words, *FLAGS)
+    assert (done.returncode, what in done.stderr) == (2, True), done.stderr
+    assert not (checkout.root / "dist").exists()
+
+
+def test_a_flag_counts_for_the_layers_that_have_its_rule(checkout: Checkout, index: Index) -> None:
+    make_wheel(index.folder, "thing", "1.0", files={"thing/__init__.py": "", "thing/plots.py": ""})
+    make_wheel(index.folder, "other", "1.0", files={"other/__init__.py": ""})
+    checkout.layer("web", "thing\n", 'rules = ["numpy"]\n[remove]\nslim = ["thing.plots"]\n')
+    checkout.layer("api", "other\n")
+    document = checkout.inv_json("optimize", "--skip-rule", "slim", "--skip-rule", "numpy", *FLAGS)
+    names = {layer["layer"]: {rule["rule"] for rule in layer["optimized"]["rules"]} for layer in document["layers"]}
+    assert not {"slim", "numpy"} & (names["web"] | names["api"])
+    assert "tests" in names["web"] & names["api"]
+
+
+def test_a_keep_pattern_that_covers_nothing_is_noted(checkout: Checkout, index: Index) -> None:
+    files: dict[str, str | bytes] = {"thing/__init__.py": "", **TEST_FILES}
+    result = optimized(checkout, index, files, 'keep = ["python/thing/tests/data.txt", "thing/nowhere"]\n')
+    assert "thing/tests/data.txt" in files_in(tree(checkout))
+    assert result.notes == ("keep: 'thing/nowhere' covers no path of the layer",)
+    assert "note: keep: 'thing/nowhere' covers no path" in checkout.inv("optimize", *FLAGS).stdout
+
+
+def test_the_list_has_what_teams_and_settings_make(checkout: Checkout) -> None:
+    checkout.layer("web", "thing\n", '[remove]\nslim = ["thing.plots", "thing.maps"]\n')
+    rules = checkout.inv_json("optimize", "--list-rules")["rules"]
+    assert {"services", "only"} <= {rule["name"] for rule in rules}
+    assert {
+        "name": "slim",
+        "default": "on",
+        "removes": "thing.plots, thing.maps",
+        "because": "layers/web/layer.toml says so",
+    } in rules
+
+
+def test_modules_that_never_imported_are_counted(checkout: Checkout, index: Index) -> None:
+    files: dict[str, str | bytes] = {"thing/__init__.py": "", "thing/x.py": "import not_there\n", **TEST_FILES}
+    result = optimized(checkout, index, files)
+    assert (result.modules, result.failing) == (1, ("thing.x",))
+    shown = checkout.inv("optimize", *FLAGS).stdout
+    assert "1 modules do not import with everything in place either, and nothing is proven for them" in shown
+    assert "import thing.x: nothing is proven for it" in checkout.inv("optimize", "--verbose", *FLAGS).stdout
+
+
+def test_what_own_code_has_a_link_to_stays(checkout: Checkout, index: Index) -> None:
+    files: dict[str, str | bytes] = {
+        "thing/__init__.py": "",
+        **TEST_FILES,
+        "thing/docs/a.txt": "",
+        "thing/docs/b.txt": "",
+    }
+    folder = checkout.layer("web", "thing\n", code={"mine/__init__.py": ""})
+    os.symlink("../thing/tests/data.txt", folder / "src" / "mine" / "data.txt")
+    os.symlink("../thing/docs", folder / "src" / "mine" / "docs")
+    optimized(checkout, index, files)
+    kept = {"thing/tests/data.txt", "thing/docs/a.txt", "thing/docs/b.txt"}
+    assert kept == {path for path in files_in(tree(checkout)) if path in files} - {"thing/__init__.py"}
+    assert (tree(checkout) / "mine" / "data.txt").read_text() == "data"
+    assert explained(checkout, "thing/docs/a.txt") == "it stays: a link of the layer's own code leads to it"
+
+
+@pytest.mark.parametrize(("ends", "kept"), [("os.kill(os.getpid(), 9)", False), ("raise ValueError", True)])
+def test_what_a_killed_process_loaded_is_not_kept(
+    checkout: Checkout, index: Index, tmp_path: Path, ends: str, kept: bool
+) -> None:
+    make_wheel(index.folder, "thing", "1.0", files={"thing/__init__.py": f"import os; {ends}\n", **TEST_FILES})
+    checkout.layer("web", "thing\n")
+    checkout.lock(HERE)
+    results = Results(tmp_path / "results")
+    checkout.build(target=HERE, optimizer=replace(checkout.optimizer(), results=results))
+    assert (results.folder / "loads").exists() is kept
+    assert (results.folder / "transfers").exists() is kept

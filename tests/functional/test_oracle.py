@@ -10,6 +10,7 @@ import pytest
 
 from layerkit.errors import CheckFailed
 from layerkit.interpreters import Interpreter
+from layerkit.model import RUNTIME_BOTO3
 from layerkit.oracle import Oracle, modules_in
 from tests.support.checkouts import HERE, Checkout
 from tests.support.index import Index
@@ -151,3 +152,72 @@ def test_a_module_that_ignores_the_alarm_is_ended(checkout: Checkout, index: Ind
     built = checkout.build(target=HERE, optimizer=replace(checkout.optimizer(), seconds=0.5))["web"].manifest.optimized
     assert built is not None
     assert built.late == ("thing.deaf",)
+
+
+# ---- layers on top of one another ----
+
+HELPERS = {"thing/__init__.py": "", "thing/tests/__init__.py": "", "thing/tests/helpers.py": "def help_me(): pass\n"}
+
+
+def stacked(checkout: Checkout, index: Index, user: dict[str, str], settings: str = "") -> None:
+    make_wheel(index.folder, "thing", "1.0", files=dict(HELPERS))
+    make_wheel(index.folder, "user", "1.0", files=dict(user), requires=["thing"])
+    checkout.layer("core", "thing\n", settings)
+    checkout.layer("web", "user\n", 'depends_on = ["core"]\n')
+    checkout.lock(HERE)
+
+
+def test_what_a_layer_on_top_needs_of_one_below_is_asked_for(checkout: Checkout, index: Index) -> None:
+    stacked(checkout, index, {"user/__init__.py": "", "user/testing.py": "from thing.tests.helpers import help_me\n"})
+    with pytest.raises(
+        CheckFailed, match=r"web: import user\.testing needs what optimization left out of core"
+    ) as error:
+        checkout.build(target=HERE, optimizer=checkout.optimizer())
+    assert 'keep = ["thing/tests/__init__.py"' in error.value.hint
+    assert "layers/core/layer.toml" in error.value.hint
+    assert not (checkout.root / "dist").exists()
+    stacked(
+        checkout,
+        index,
+        {"user/__init__.py": "", "user/testing.py": "from thing.tests.helpers import help_me\n"},
+        'keep = ["thing/tests/__init__.py", "thing/tests/helpers.py"]\n',
+    )
+    built = checkout.build(target=HERE, optimizer=checkout.optimizer())
+    assert built["web"].manifest.optimized is not None
+    assert built["web"].manifest.optimized.modules == 2
+
+
+def test_it_is_asked_for_as_well_when_only_the_layer_on_top_is_built(checkout: Checkout, index: Index) -> None:
+    stacked(checkout, index, {"user/__init__.py": ""})
+    checkout.build(target=HERE, optimizer=checkout.optimizer())
+    make_wheel(
+        index.folder, "user", "2.0", files={"user/__init__.py": "import thing.tests.helpers\n"}, requires=["thing"]
+    )
+    checkout.layer("web", "user==2.0\n", 'depends_on = ["core"]\n')
+    checkout.lock(HERE)
+    with pytest.raises(CheckFailed, match=r"web: import user needs what optimization left out of core"):
+        checkout.build(["web"], target=HERE, optimizer=checkout.optimizer())
+
+
+def test_who_asks_whether_it_is_there_and_does_without_changes_nothing(checkout: Checkout, index: Index) -> None:
+    optional = "try:\n    import thing.tests.helpers as _helpers\nexcept ImportError:\n    _helpers = None\n"
+    stacked(checkout, index, {"user/__init__.py": optional})
+    built = checkout.build(target=HERE, optimizer=checkout.optimizer())
+    assert built["web"].manifest.optimized is not None
+    assert not (checkout.project.tree_path("core", HERE) / "thing" / "tests").exists()
+
+
+def test_what_is_left_to_the_runtime_stands_in_for_it_in_proofs(checkout: Checkout, index: Index) -> None:
+    for name in RUNTIME_BOTO3:
+        make_wheel(index.folder, name, "1.0", files={f"{name}/__init__.py": ""})
+    user = {"user/__init__.py": "import boto3\nfrom user.tests import needed\n", "user/tests/__init__.py": ""}
+    user |= {"user/tests/needed.py": "", "user/tests/other.py": ""}
+    make_wheel(index.folder, "user", "1.0", files=dict(user))
+    checkout.layer("sdk", "\n".join(RUNTIME_BOTO3), 'rules = ["runtime-boto3"]\n')
+    checkout.layer("web", "user\n", 'depends_on = ["sdk"]\n')
+    checkout.lock(HERE)
+    built = checkout.build(target=HERE, optimizer=checkout.optimizer())["web"].manifest.optimized
+    assert built is not None
+    assert (built.modules, built.failing) == (1, ())
+    tree = checkout.project.tree_path("web", HERE)
+    assert {path.name for path in (tree / "user" / "tests").glob("*.py")} == {"__init__.py", "needed.py"}
