@@ -46,6 +46,8 @@ class Affected:
     the third is True (the last one affected, no fix known); None: there is no end."""
     versions: tuple[str, ...]
     """Versions that are affected besides, as they are written in the source."""
+    fixed: tuple[str, ...] = ()
+    """Every version that a range says is fixed, whether it ends one of ``ranges`` or not; the lowest first."""
 
 
 @dataclass(frozen=True)
@@ -169,14 +171,18 @@ def _affected(entry: Mapping[str, Any]) -> Affected:
     name = entry["package"].get("name")
     expect(isinstance(name, str) and name, "a package has no name")
     ranges: list[tuple[str, str | None, bool]] = []
+    fixed: dict[str, Version] = {}
     for one in _items(entry, "ranges", dict):
         if one.get("type") != "GIT":
-            ranges += _intervals(_items(one, "events", dict))
-    return Affected(normalized(name), tuple(ranges), tuple(_items(entry, "versions", str)))
+            timeline = _timeline(_items(one, "events", dict))
+            ranges += _intervals(timeline)
+            fixed.update((text, version) for version, kind, text in timeline if kind == "fixed")
+    lowest_first = sorted(fixed, key=lambda text: (fixed[text], text))
+    return Affected(normalized(name), tuple(ranges), tuple(_items(entry, "versions", str)), tuple(lowest_first))
 
 
-def _intervals(events: Iterable[Mapping[str, Any]]) -> Iterator[tuple[str, str | None, bool]]:
-    """The affected stretches of one range.
+def _timeline(events: Iterable[Mapping[str, Any]]) -> list[tuple[Version, str, str]]:
+    """What one range says of versions, in their order: version, kind, and the version as it is written.
 
     An end that is no version ends nothing, and such a start is the beginning. ``limit`` is for commits: without it a
     stretch is longer, if anything.
@@ -192,8 +198,13 @@ def _intervals(events: Iterable[Mapping[str, Any]]) -> Iterator[tuple[str, str |
                     timeline.append((_LOWEST, kind, "0"))
                 elif version is not None:
                     timeline.append((version, kind, text))
+    return sorted(timeline, key=lambda event: event[0])
+
+
+def _intervals(timeline: Iterable[tuple[Version, str, str]]) -> Iterator[tuple[str, str | None, bool]]:
+    """The affected stretches of one range."""
     start: str | None = None
-    for _, kind, text in sorted(timeline, key=lambda event: event[0]):
+    for _, kind, text in timeline:
         if kind == "introduced":
             start = text if start is None else start
         elif start is not None:
@@ -287,7 +298,7 @@ def _seen_from(other: Version, installed: Version) -> Version:
 
 
 def fixed_above(advisory: Advisory, name: str, version: str) -> str | None:
-    """The lowest version above ``version`` that fixes a range of the advisory and is in no other; None: none known."""
+    """The lowest version above ``version`` that the advisory says is fixed and no range has; None: none known."""
     installed = _version(version)
     if installed is None:
         return None
@@ -295,8 +306,8 @@ def fixed_above(advisory: Advisory, name: str, version: str) -> str | None:
         end: found
         for one in advisory.affected
         if one.name == normalized(name)
-        for _, end, inclusive in one.ranges
-        if end is not None and not inclusive and (found := _version(end)) is not None
+        for end in one.fixed
+        if (found := _version(end)) is not None
     }
     for end in sorted(ends, key=lambda end: (ends[end], end)):
         if ends[end] > installed and not applies(advisory, name, end):

@@ -31,6 +31,11 @@ CREATE TABLE advisories (id TEXT PRIMARY KEY, modified TEXT NOT NULL, document B
 CREATE TABLE packages (name TEXT, id TEXT, PRIMARY KEY (name, id)) WITHOUT ROWID;
 CREATE TABLE names (alias TEXT, id TEXT, PRIMARY KEY (alias, id)) WITHOUT ROWID;
 """
+
+KNOWN = ("jinja2", "2.4.1")
+"""A distribution that every copy of OSV's data has advisories about: the example of OSV's own documentation. What knows
+nothing of it has no data, and would call everything clean."""
+
 _RENEW = "Renew it: inv advisories-update, or inv advisories-update --from PATH for a copy of OSV's archive."
 
 
@@ -78,6 +83,12 @@ class Store:
                 connection.close()
                 raise
 
+    def check(self) -> None:
+        """ExternalError when it is no copy of OSV's data, whatever else it is: it knows nothing about ``KNOWN``."""
+        if not self.query(*KNOWN):
+            message = f"The local database of advisories ({self.path}) is no copy of OSV's data: {_UNKNOWN}."
+            raise ExternalError(message, _RENEW)
+
     def close(self) -> None:
         """Let go of the file."""
         self._connection.close()
@@ -123,6 +134,9 @@ class Store:
     def _read(self, question: str, value: str) -> list[Advisory]:
         with _readable(self.path), self._lock:
             return [_stored(*row) for row in self._connection.execute(f"{question} ORDER BY id", (value,))]
+
+
+_UNKNOWN = f"it has no advisory about {' '.join(KNOWN)}, and every copy has"
 
 
 def _stored(id_: str, document: bytes) -> Advisory:
@@ -189,8 +203,10 @@ def import_archive(
     """Make the database ``store`` from OSV's archive: the zip, or a folder with its JSON documents or with the zip.
 
     The database is the old one or the new, whatever happens. One document that is no advisory refuses the whole, since
-    what is missing can't be told from what is clean. Of two documents with one id, the one modified later counts.
-    ``tell`` hears how many documents of how many are done, ``waiting`` of another import that has to end first.
+    what is missing can't be told from what is clean, and so does one that is not there, about ``KNOWN``. Of two
+    documents with one id, the one modified later counts. ``tell`` hears how many documents of how many are done,
+    ``waiting`` of another import that has to end first.
+
     Raises ConfigurationError for a path where there is nothing, ExternalError for an archive that can't be used.
     """
     now = now or datetime.now(UTC)
@@ -206,11 +222,17 @@ def import_archive(
             os.replace(beside, store)
         except sqlite3.Error as error:
             message = f"The database of advisories can't be written to {store.parent}: {error}."
-            raise ExternalError(message, "Make room there; what was there before is unchanged.") from error
+            raise ExternalError(message, f"Make room there{_unchanged(store)}.") from error
+        except _Unusable as error:
+            raise ExternalError(error.message, f"{error.hint}{_unchanged(store)}.") from error
         finally:
             beside.unlink(missing_ok=True)
         sync_folder(store.parent)
     return edition
+
+
+def _unchanged(store: Path) -> str:
+    return "; the database that was there before is unchanged" if store.is_file() else ""
 
 
 def _write(
@@ -232,6 +254,9 @@ def _write(
         (count,) = connection.execute("SELECT count(*) FROM advisories").fetchone()
         if not count:
             raise _unusable(source, "it has no advisories about distributions on PyPI")
+        about_known = "SELECT id, document FROM packages JOIN advisories USING (id) WHERE name = ?"
+        if not any(applies(_stored(*row), *KNOWN) for row in connection.execute(about_known, KNOWN[:1])):
+            raise _unusable(source, f"it is no copy of OSV's data: {_UNKNOWN}")
         # A date in the future is a slip, and would keep old data from ever looking old.
         newest = "SELECT coalesce(max(CASE WHEN modified <= ? THEN modified END), min(modified)) FROM advisories"
         (date,) = connection.execute(newest, (_sortable(now + timedelta(days=1)),)).fetchone()
@@ -271,9 +296,12 @@ def _sortable(moment: datetime) -> str:
     return moment.isoformat(timespec="microseconds")
 
 
-def _unusable(source: str, reason: str) -> ExternalError:
-    hint = "Get OSV's archive for PyPI again; the database that was there before is unchanged."
-    return ExternalError(f"{source} can't be imported: {one_line(reason)}.", hint)
+class _Unusable(ExternalError):
+    """An archive is none that can be imported."""
+
+
+def _unusable(source: str, reason: str) -> _Unusable:
+    return _Unusable(f"{source} can't be imported: {one_line(reason)}.", "Get OSV's archive for PyPI (all.zip) again")
 
 
 def _documents(archive: Path | IO[bytes], source: str) -> Iterator[tuple[int, str, bytes]]:
@@ -282,7 +310,8 @@ def _documents(archive: Path | IO[bytes], source: str) -> Iterator[tuple[int, st
         if isinstance(archive, Path) and archive.is_dir():
             files = sorted(path for path in archive.rglob("*.json") if path.is_file())
             zips = sorted(archive.glob("*.zip"))
-            if files or len(zips) != 1:
+            expect(files or len(zips) < 2, "the folder has several zips and no documents: name the one that it is")
+            if files or not zips:
                 for file in files:
                     expect(file.stat().st_size <= _DOCUMENT, f"{file} is too large for an advisory")
                     yield len(files), str(file), file.read_bytes()

@@ -64,6 +64,8 @@ class Audited:
     version: str
     advisories: tuple[Reported, ...] = ()
     not_scanned: str = ""
+    by_service: bool = False
+    """Whether it was not scanned since the service gave no answer, so that another one may."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,10 @@ class _Failure:
 
     reason: str
     lasting: bool = False
+    by_service: bool = False
+    """Whether the service is the reason."""
+    about_one: bool = False
+    """Whether it is what happened with one question of the run, which then asked no more."""
 
 
 _Answer = Mapping[Pin, Audited]
@@ -139,7 +145,7 @@ class Auditor:
     def _ask(self, pins: Sequence[Pin], scratch: Path, until: float) -> _Answer | _Failure:
         """One run of pip-audit."""
         seconds = until - time.monotonic()
-        late = _Failure(f"pip-audit had not ended after {self.seconds:g} s", lasting=True)
+        late = _Failure(f"pip-audit had not ended after {self.seconds:g} s", lasting=True, by_service=True)
         if seconds <= 0:
             return late
         folder = Path(tempfile.mkdtemp(dir=scratch))
@@ -161,7 +167,9 @@ class Auditor:
 
 
 def _not_scanned(pins: Sequence[Pin], failure: _Failure) -> _Answer:
-    return {pin: Audited(*pin, not_scanned=failure.reason) for pin in pins}
+    others = failure.about_one and len(pins) > 1
+    reason = f"{failure.reason}, about one of those that pip-audit was asking for at once" if others else failure.reason
+    return {pin: Audited(*pin, not_scanned=reason, by_service=failure.by_service) for pin in pins}
 
 
 # ---- what to ask about ----
@@ -260,7 +268,8 @@ def _write_metadata(pins: Sequence[Pin], folder: Path) -> None:
 def _read_run(done: Contained, text: str, pins: Sequence[Pin]) -> _Answer | _Failure:
     left_out = re.search(r"^WARNING:pip_audit\._service\S*?:(.*)$", done.output, re.MULTILINE)
     if left_out:
-        return _Failure(f"pip-audit left out an advisory that it can't read ({left_out[1].strip()[:200]})")
+        reason = f"pip-audit left out an advisory that it can't read ({left_out[1].strip()[:200]})"
+        return _Failure(reason, by_service=True, about_one=True)
     try:
         answer = read_answer(text, pins)
     except ValueError as error:
@@ -301,7 +310,9 @@ def _expect(condition: object, reason: str) -> None:
 
 def _read_entry(entry: Mapping[str, Any], name: str, version: str) -> Audited:
     if "skip_reason" in entry:
-        return Audited(name, version, not_scanned=f"pip-audit skipped it: {entry['skip_reason']}")
+        # What it is about is at the end of PyPI's reason, and is known: without it, the reason is the same for all.
+        reason = str(entry["skip_reason"]).removesuffix(f": {name} ({Version(version)})")
+        return Audited(name, version, not_scanned=f"pip-audit skipped it: {reason}", by_service=True)
     if not isinstance(entry.get("version"), str) or not _same(entry["version"], version):
         return Audited(name, version, not_scanned=f"pip-audit answered for version {entry.get('version')}")
     _expect(isinstance(entry.get("vulns"), list), f"it does not say what is known of {name}")
@@ -324,7 +335,7 @@ _UNREACHABLE = re.compile(
     r"|Could not connect to|not redirecting properly"
 )
 _REFUSED = re.compile(r"requests\.exceptions\.HTTPError: (\d{3}) \w+ Error: ([^\n]*?)(?: for url|$)", re.MULTILINE)
-_LASTING = {"401", "403", "404", "405", "410", "429"}
+_LASTING = {"401", "403", "405", "429"}
 
 
 def _explained(done: Contained) -> _Failure:
@@ -334,14 +345,16 @@ def _explained(done: Contained) -> _Failure:
     refused = _REFUSED.search(output)
     if refused:
         code, words = refused.groups()
-        return _Failure(f"the advisory service answered {code} {words}".strip(), lasting=code in _LASTING)
+        reason = f"the advisory service answered {code} {words}".strip()
+        return _Failure(reason, lasting=code in _LASTING, by_service=True, about_one=True)
     if _UNREACHABLE.search(output):
         detail = re.search(r"\[Errno -?\d+\] ([^'\")\]\n]+)|(timed out)|(certificate verify failed)", output)
         what = next(filter(None, detail.groups())) if detail else last.partition(": ")[2][:200]
-        return _Failure(f"the advisory service can't be reached ({what.strip()})", lasting=True)
+        return _Failure(f"the advisory service can't be reached ({what.strip()})", lasting=True, by_service=True)
     if "JSONDecodeError" in last:
-        return _Failure("the advisory service's answer is not JSON")
+        return _Failure("the advisory service's answer is not JSON", by_service=True, about_one=True)
     if re.match(r"(Key|Type|Attribute|Value|Index)Error\b|packaging\.version\.InvalidVersion", last):
-        return _Failure(f"the advisory service's answer is not one of its kind ({last[:200]})")
+        reason = f"the advisory service's answer is not one of its kind ({last[:200]})"
+        return _Failure(reason, by_service=True, about_one=True)
     ended = f"signal {-done.code}" if done.code is not None and done.code < 0 else f"exit code {done.code}"
     return _Failure(f"pip-audit failed ({ended}){': ' if last else ''}{last[:200]}")

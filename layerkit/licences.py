@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from email.message import Message
 from email.parser import HeaderParser
 from fnmatch import fnmatchcase
@@ -359,6 +359,23 @@ def check_licences(subject: str, licences: Iterable[Licence], deny: Sequence[str
     unknown = sum(not entry.expression for entry in entries)
     detail = f"{len(entries)} distributions" + (f", {unknown} without a licence that can be told" if unknown else "")
     return Checked(_CHECK, subject, tuple(findings), tuple(skipped), detail)
+
+
+def newly(checked: Checked, before: Checked | None) -> Checked:
+    """What ``checked`` has and ``before`` had not of the same distribution, whatever its version was and is."""
+    earlier: tuple[Finding | Skipped, ...] = (*before.findings, *before.skipped) if before else ()
+    known = {_of_any_version(one) for one in earlier}
+    return replace(
+        checked,
+        findings=tuple(finding for finding in checked.findings if _of_any_version(finding) not in known),
+        skipped=tuple(skipped for skipped in checked.skipped if _of_any_version(skipped) not in known),
+    )
+
+
+def _of_any_version(one: Finding | Skipped) -> str:
+    """What is said of a licence, without the version and without METADATA's words."""
+    said = one.message if isinstance(one, Finding) else one.reason
+    return re.sub(r"^((?:the licence of )?\S+) \S+", r"\1", said).partition(" its METADATA says")[0]
 
 
 def _banned(entry: Licence, deny: Sequence[str]) -> tuple[str, ...] | None:

@@ -30,7 +30,7 @@ from layerkit.stripping import Stripper
 from layerkit.validating import WARN_AT
 from layerkit.verifying import Verification
 
-RECIPE = 4
+RECIPE = 5
 """Raised whenever the same tree would be optimized otherwise than before."""
 
 

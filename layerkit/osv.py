@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import re
 import socketserver
 import ssl
 import sys
@@ -26,8 +27,8 @@ from urllib.parse import quote, urlsplit
 from urllib.request import HTTPRedirectHandler, OpenerDirector, ProxyHandler, Request, build_opener
 
 from layerkit import __version__
-from layerkit.advisories import Advisory, Level, parse_advisory
-from layerkit.advisorydb import Edition, Store, import_archive
+from layerkit.advisories import Advisory, Affected, Level, parse_advisory
+from layerkit.advisorydb import KNOWN, Edition, Store, import_archive
 from layerkit.errors import ConfigurationError, ExternalError
 from layerkit.model import MIB, normalized
 
@@ -46,9 +47,6 @@ _PAGES = 100
 # What to do instead of asking a service, and instead of getting the archive.
 _LOCAL = "use the local database (inv advisories-update, then --source local)"
 _COPY = "import a copy of the archive (inv advisories-update --from PATH)"
-
-# The example of OSV's own documentation: a service that knows nothing of it has no data.
-_KNOWN = ("jinja2", "2.4.1")
 
 
 # ---- asking ----
@@ -70,6 +68,8 @@ class Service:
 
     def __post_init__(self) -> None:
         _check_address(self.url)
+        if urlsplit(self.url).query:  # what is asked for goes behind the address
+            raise ConfigurationError(f"{self.name} is not all that its address has: there is a query.", _ADDRESS)
 
     @property
     def name(self) -> str:
@@ -110,11 +110,11 @@ class Service:
     def unreachable(self) -> str:
         """Why the service can't be relied on; empty when it answers, and knows what any copy of OSV's data has."""
         try:
-            known = self.advisories_of(*_KNOWN)
+            known = self.advisories_of(*KNOWN)
         except ExternalError as error:
             return error.message
         return (
-            "" if known else self._strange(f"it knows no advisory about {' '.join(_KNOWN)}, which has several").message
+            "" if known else self._strange(f"it knows no advisory about {' '.join(KNOWN)}, which has several").message
         )
 
     def _ask(self, url: str, question: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -151,13 +151,13 @@ def update(
 
     It changes nothing when that fails (ExternalError). ``tell`` and ``waiting`` are those of ``import_archive``.
     """
-    _check_address(url)
+    shown = shown_address(url)
     store.parent.mkdir(parents=True, exist_ok=True)
     # Without a name, so that nothing is left of it however this ends.
     with tempfile.TemporaryFile(dir=store.parent) as archive:
         with closing(_receive(url, None, _Bounds(timeout, _ARCHIVE_SECONDS, _ARCHIVE, _COPY))) as pieces:
             archive.writelines(pieces)
-        return import_archive(archive, store, source=url, tell=tell, waiting=waiting)
+        return import_archive(archive, store, source=shown, tell=tell, waiting=waiting)
 
 
 class _Refused(ExternalError):
@@ -217,21 +217,35 @@ def _hint(status: int, instead: str) -> str:
     return f"Check the address, or {instead}."
 
 
+_ADDRESS = f"Give one like {PUBLIC}: https, and no login in it."
+
+
+def shown_address(url: str) -> str:
+    """What of an address is shown and kept: scheme, host and path, without a query, which may have a key in it.
+
+    ConfigurationError for an address that is not asked: one with a login, or that is neither https nor on loopback.
+    """
+    _check_address(url)
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc}{parts.path}"
+
+
 def _check_address(url: str) -> None:
     try:
         parts = urlsplit(url)
         known = parts.scheme == "https" or (parts.scheme == "http" and parts.hostname in _LOOPBACK)
-        usable = known and parts.hostname and parts.username is None and parts.port != 0
-    except ValueError:  # brackets or a port that are none
+        usable = known and parts.hostname and "@" not in parts.netloc and parts.port != 0
+        usable = usable and not re.search(r"[^!-~]", parts.path + parts.query)
+        (parts.hostname or "").encode("idna")
+    except ValueError:  # brackets or a port that are none, or a host that no name server could be asked for
         usable = False
     if not usable:
-        message = f"{_host(url)} is not the address of a service that can be asked."
-        raise ConfigurationError(message, f"Give one like {PUBLIC}: https, and no login in it.")
+        raise ConfigurationError(f"{_host(url)} is not the address of a service that can be asked.", _ADDRESS)
 
 
 def _host(url: str) -> str:
-    """What of an address can be shown: no login, no query."""
-    return (url.partition("://")[2] or url).rpartition("@")[2].partition("/")[0] or repr(url)
+    """What of an address can always be shown: no login, no path, no query."""
+    return re.split(r"[/?#]", (url.partition("://")[2] or url).rpartition("@")[2])[0] or repr(url.partition("?")[0])
 
 
 def _opener(url: str) -> OpenerDirector:
@@ -355,7 +369,7 @@ def as_document(advisory: Advisory) -> dict[str, Any]:
         "affected": [
             {
                 "package": {"ecosystem": "PyPI", "name": affected.name},
-                "ranges": [{"type": "ECOSYSTEM", "events": _events(*interval)} for interval in affected.ranges],
+                "ranges": [{"type": "ECOSYSTEM", "events": events} for events in _ranges(affected)],
                 "versions": list(affected.versions),
             }
             for affected in advisory.affected
@@ -368,6 +382,12 @@ def as_document(advisory: Advisory) -> dict[str, Any]:
     return document
 
 
-def _events(start: str, end: str | None, inclusive: bool) -> list[dict[str, str]]:
-    ends = [] if end is None else [{"last_affected" if inclusive else "fixed": end}]
-    return [{"introduced": start}, *ends]
+def _ranges(affected: Affected) -> Iterator[list[dict[str, str]]]:
+    """The events of each range; fixes that end none of them are in one of their own, where they end nothing else."""
+    for start, end, inclusive in affected.ranges:
+        ends = [] if end is None else [{"last_affected" if inclusive else "fixed": end}]
+        yield [{"introduced": start}, *ends]
+    ending = {end for _, end, inclusive in affected.ranges if not inclusive}
+    others = [{"fixed": version} for version in affected.fixed if version not in ending]
+    if others:
+        yield others

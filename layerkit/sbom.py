@@ -15,6 +15,7 @@ from uuid import UUID, uuid5
 from packaging.requirements import Requirement as ParsedRequirement
 
 from layerkit import __version__
+from layerkit.errors import CheckFailed
 from layerkit.licences import Licence, licence_of
 from layerkit.metadata import Described, applies, described, required_name, unmet
 from layerkit.model import Layer, Manifest, Requirement, Target, normalized
@@ -45,6 +46,13 @@ def sbom(layer: Layer, manifest: Manifest, tree: Path, licences: Iterable[Licenc
     known = {entry.name: entry for entry in (map(licence_of, distributions) if licences is None else licences)}
     hashes = {(entry.name, entry.version): entry.hashes for entry in manifest.distributions}
     left_out = manifest.optimized.left_out if manifest.optimized else {}
+    missing = {entry.name for entry in manifest.distributions} - set(left_out) - {entry.name for entry in distributions}
+    if missing:
+        raise CheckFailed(
+            f"the tree of {layer.name} has no metadata of {', '.join(sorted(missing))}, which was built into it, so "
+            "that not all would be in the bill of materials.",
+            f"Build it again: inv build --clean --layer {layer.name}",
+        )
     components: dict[str, Component] = {}
     for distribution in distributions:
         name, version = distribution.name, distribution.version

@@ -25,7 +25,7 @@ from layerkit.errors import ConfigurationError, ExternalError
 from layerkit.judging import Suspicion, Vulnerability, exemption_notes, judge, parsed_version
 from layerkit.licences import check_licences, licence_of
 from layerkit.locking import read_lock
-from layerkit.model import Checked, Exemption, Skipped, Target
+from layerkit.model import Checked, Exemption, Skipped, Target, normalized
 from layerkit.processes import threads
 from layerkit.project import Project
 from layerkit.safety import Database, SafetyAnswer, SafetyFinding
@@ -42,7 +42,7 @@ class NotScanned:
     by: str
     """Whose answer is missing."""
     what: tuple[str, ...]
-    """``requests 2.31.0``, or what of the layers."""
+    """``requests 2.31.0`` and others; none where the reason says what it is."""
     layers: tuple[str, ...]
     reason: str
     hint: str = ""
@@ -50,6 +50,8 @@ class NotScanned:
     @property
     def line(self) -> str:
         """All of it but the hint, in one line: at most four of what it is about, and how many more."""
+        if not self.what:
+            return f"not scanned: {self.reason}"
         shown = ", ".join(self.what[:4]) + (f" and {len(self.what) - 4} more" if len(self.what) > 4 else "")
         return f"not scanned by {self.by}: {shown} of {', '.join(self.layers)}: {self.reason}"
 
@@ -96,6 +98,10 @@ class Scan:
     warnings: tuple[str, ...]
     seconds: Mapping[str, float]
     """How long each part took; they run side by side."""
+    asked: bool = True
+    """Whether pip-audit could ask the source about something."""
+    lines: Mapping[tuple[str, str], int] = field(default_factory=dict)
+    """The line that a distribution has in the lock file of a layer, from 1, by layer and name."""
 
     @property
     def all(self) -> tuple[Vulnerability | Suspicion, ...]:
@@ -146,6 +152,8 @@ class Scanner:
     """Licences that no distribution may be under."""
     known_licences: Mapping[str, str] = field(default_factory=dict)
     jobs: int = 1
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    """How long it took to make these things ready, by what they are."""
 
 
 def scan(
@@ -162,7 +170,7 @@ def scan(
     """
     built = {name: one for name, one in builds(project, target).items() if name in names}
     carried = {name: carried_by(one.tree, _pins(one)) for name, one in built.items()}
-    seconds: dict[str, float] = {}
+    seconds = dict(scanner.seconds)
 
     def timed(what: str, run: Callable[[], _T]) -> _T:
         started = time.monotonic()
@@ -186,28 +194,31 @@ def scan(
 
     carriers = _carriers(audited)
     answer = screened if isinstance(screened, SafetyAnswer) else None
-    found, warnings = timed("advisories", lambda: _vulnerabilities(scanner, audited, answer, carriers))
+    unaudited, unscreened = _unaudited(scanner, audited), _unscreened(screened, carriers)
+    details, unknown = timed("advisories", lambda: _known(scanner.source, _to_ask(carriers, unaudited, answer)))
+    found = _vulnerabilities(audited, answer, carriers, details)
+    warnings: list[str] = []
     suspicions = [
         Suspicion(name, project.relative(built[name].tree), suspect)
         for name, entries in files.items()
         for suspect in (() if isinstance(entries, str) else entries)
     ]
-    unaudited, unscreened = _unaudited(scanner, audited), _unscreened(screened, carriers)
     if scanner.safety_optional:
         warnings += [f"{gap.line} (it is optional here)" for gap in _gaps("safety", unscreened, carriers)]
         unscreened = {}
     gaps = (
         *(
             NotScanned(
-                "the scan", ("the layer",), (name,), f"it is not built for {target}", f"inv build --layer {name}"
+                "the scan", (), (name,), f"{name} is not built for {target}", build_command(project, name, target)
             )
             for name in names
             if name not in built
         ),
         *_gaps("pip-audit", unaudited, carriers),
+        *_gaps(_DATABASE, unknown, carriers),
         *_gaps("safety", unscreened, carriers),
         *(
-            NotScanned("the scan of files", ("files",), (name,), why)
+            NotScanned("the scan of files", (), (name,), f"the files of {name}: {why}")
             for name, why in files.items()
             if isinstance(why, str)
         ),
@@ -220,7 +231,9 @@ def scan(
         target=target,
         layers=tuple(names),
         source=scanner.source,
-        distributions=_distributions(carriers, vulnerabilities, {"pip-audit": unaudited, "safety": unscreened}),
+        distributions=_distributions(
+            carriers, vulnerabilities, {"pip-audit": unaudited, _DATABASE: unknown, "safety": unscreened}
+        ),
         vulnerabilities=vulnerabilities,
         suspicions=suspected,
         licences=licences,
@@ -238,7 +251,32 @@ def scan(
             ),
         ),
         seconds=seconds,
+        asked=not (isinstance(scanner.audit, Skipped) or scanner.source.problem)
+        and any(not reason for found in carried.values() for reason in found.values()),
+        lines={
+            (name, distribution): line
+            for name in built
+            for distribution, line in _lock_lines(project.lock_path(name, target)).items()
+        },
     )
+
+
+def build_command(project: Project, layer: str, target: Target) -> str:
+    """What builds a layer for a target, with the flags that this needs."""
+    default = project.default_target
+    flags = [f" --runtime {target.runtime}"] if target.runtime != default.runtime else []
+    flags += [f" --architecture {target.architecture}"] if target.architecture != default.architecture else []
+    return f"inv build --layer {layer}{''.join(flags)}"
+
+
+def _lock_lines(path: Path) -> dict[str, int]:
+    """The line of each distribution in a lock file, from 1; nothing for a file that can't be read."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return {}
+    pins = ((number, line.partition("==")) for number, line in enumerate(text.splitlines(), 1))
+    return {normalized(name): number for number, (name, equals, _) in pins if equals and not name.startswith("#")}
 
 
 def _pins(one: BuiltLayer) -> set[Pin]:
@@ -279,7 +317,7 @@ def _suspects(project: Project, one: BuiltLayer, jobs: int) -> tuple[Suspect, ..
     source = project.own_code(one.layer.name)
     own = {path.relative_to(source).as_posix() for path in trees.own_files(source)} if source.is_dir() else set()
     try:
-        return suspects(one.tree, own, jobs)
+        return suspects(one.tree, own, jobs, one.manifest.tree.sha256)
     except OSError as error:
         return f"{error.filename or one.tree}: {error.strerror or error}"
 
@@ -313,7 +351,8 @@ def _other_than_its_lock(project: Project, one: BuiltLayer) -> str:
     if not different:
         return ""
     names = ", ".join(dict.fromkeys(name for name, _ in different))
-    return f"the build of {name} was scanned, and its lock says otherwise now of {names}: inv build --layer {name}"
+    command = build_command(project, name, one.manifest.target)
+    return f"the build of {name} was scanned, and its lock says otherwise now of {names}: {command}"
 
 
 def _distributions(
@@ -335,9 +374,10 @@ def _distributions(
 
 def _unaudited(scanner: Scanner, audited: Mapping[str, Iterable[Audited]]) -> dict[Pin, tuple[str, str]]:
     """What pip-audit did not scan: the reason, and what to do."""
+    of_all = isinstance(scanner.audit, Skipped) or bool(scanner.source.problem)
     hint = scanner.audit.hint if isinstance(scanner.audit, Skipped) else scanner.source.hint
     return {
-        (one.name, one.version): (one.not_scanned, hint)
+        (one.name, one.version): (one.not_scanned, hint if of_all or one.by_service else "")
         for found in audited.values()
         for one in found
         if one.not_scanned
@@ -367,39 +407,69 @@ def _gaps(
 # ---- one finding for one vulnerability ----
 
 
+_DATABASE = "the advisory database"
+"""What the source is called where its answer is not one that pip-audit passed on."""
+
+_SECONDS = 120.0
+"""How long asking the source about all distributions may take."""
+
+
+def _to_ask(carriers: Iterable[Pin], unaudited: Mapping[Pin, object], screened: SafetyAnswer | None) -> tuple[Pin, ...]:
+    """What pip-audit had an answer about, and what safety has found."""
+    weak = {(one.name, one.version) for one in screened.findings} if screened else set()
+    return tuple(pin for pin in carriers if pin not in unaudited or pin in weak)
+
+
+def _known(source: Source, pins: Sequence[Pin]) -> tuple[dict[Pin, tuple[Advisory, ...]], dict[Pin, tuple[str, str]]]:
+    """What the source itself says of each distribution; and where it does not: the reason, and what to do.
+
+    pip-audit takes an answer without the advisories that it should have, or with its first page only, for one that
+    there are none. So nothing is clean by its word alone.
+    """
+    details = source.details
+    if details is None or source.problem:
+        return {}, {}
+    until = time.monotonic() + _SECONDS
+
+    def ask(pin: Pin) -> tuple[Advisory, ...] | Skipped:
+        if time.monotonic() > until:
+            reason = f"{source.shown} had not answered about all after {_SECONDS:g} s"
+            return Skipped("advisories", pin[0], reason, source.hint)
+        try:
+            return details(*pin)
+        except ExternalError as error:
+            return Skipped("advisories", pin[0], error.message.rstrip("."), error.hint)
+
+    known: dict[Pin, tuple[Advisory, ...]] = {}
+    unknown: dict[Pin, tuple[str, str]] = {}
+    with threads(8) as pool:
+        for pin, answer in zip(pins, pool.map(ask, pins), strict=True):
+            if isinstance(answer, Skipped):
+                unknown[pin] = (answer.reason, answer.hint)
+            else:
+                known[pin] = answer
+    return known, unknown
+
+
 def _vulnerabilities(
-    scanner: Scanner,
     audited: Mapping[str, tuple[Audited, ...]],
     screened: SafetyAnswer | None,
     carriers: Mapping[Pin, tuple[str, ...]],
-) -> tuple[list[Vulnerability], list[str]]:
-    """What pip-audit and safety say, by distribution and alias; and what could not be found out about it."""
+    details: Mapping[Pin, tuple[Advisory, ...]],
+) -> list[Vulnerability]:
+    """What pip-audit, safety and the source itself say, by distribution and alias."""
     reported = {(one.name, one.version): one for found in audited.values() for one in found}
     by_safety: dict[Pin, list[SafetyFinding]] = {}
     for one in screened.findings if screened else ():
         by_safety.setdefault((one.name, one.version), []).append(one)
-    weak = [pin for pin in carriers if (pin in reported and reported[pin].advisories) or pin in by_safety]
-    warnings: list[str] = []
-
-    def known(pin: Pin) -> tuple[Advisory, ...]:
-        if scanner.source.details is None or scanner.source.problem:
-            return ()
-        try:
-            return scanner.source.details(*pin)
-        except ExternalError as error:
-            warnings.append(f"what the advisories about {pin[0]} {pin[1]} say is not known: {error.message}")
-            return ()
-
-    with threads(8) as pool:
-        details = dict(zip(weak, pool.map(known, weak), strict=True))
     found: list[Vulnerability] = []
-    for pin in weak:
+    for pin, layers in carriers.items():
         said = {
             "pip-audit": _of_report(pin, reported[pin]) if pin in reported else [],
             "safety": [_of_safety(pin, one) for one in by_safety.get(pin, ())],
         }
-        found += _of_distribution(pin, carriers[pin], details[pin], said)
-    return found, warnings
+        found += _of_distribution(pin, layers, details.get(pin, ()), said)
+    return found
 
 
 def _of_report(pin: Pin, audited: Audited) -> list[Advisory]:
@@ -425,7 +495,7 @@ def _bare(
 ) -> Advisory:
     """An advisory as a program tells of it: it affects the version at hand, up to the first one that fixes it."""
     end = _lowest_above(pin[1], fixed)
-    affected = Affected(pin[0], ((pin[1], end, False),) if end else (), () if end else (pin[1],))
+    affected = Affected(pin[0], ((pin[1], end, False),) if end else (), () if end else (pin[1],), (end,) if end else ())
     page = url or (f"https://osv.dev/vulnerability/{id_}" if not id_.startswith("SAFETY-") else "")
     names = tuple(sorted(set(aliases) - {id_}))
     return Advisory(id_, names, summary, level, score, "", (affected,), page, _UNDATED, withdrawn=False)
@@ -449,7 +519,8 @@ def _of_distribution(
             if advisory.ids & group.ids
         ]
         best = merge(whole)[0] if whole else group
-        ends = [end for end in _ends(group) if not (whole and applies(best, pin[0], end))]
+        fixes = (version for affected in group.affected for version in affected.fixed)
+        ends = [end for end in fixes if not (whole and applies(best, pin[0], end))]
         yield Vulnerability(
             name=pin[0],
             version=pin[1],
@@ -461,13 +532,9 @@ def _of_distribution(
             score=group.score if best.level is Level.UNKNOWN else best.score,
             fixed=(fixed_above(best, *pin) if whole else None) or _lowest_above(pin[1], ends),
             url=best.url,
-            found_by=tuple(by) or ("the advisory database",),
+            found_by=tuple(by) or (_DATABASE,),
             advisories=tuple(whole),
         )
-
-
-def _ends(advisory: Advisory) -> list[str]:
-    return [end for affected in advisory.affected for _, end, inclusive in affected.ranges if end and not inclusive]
 
 
 def _lowest_above(version: str, others: Iterable[str]) -> str | None:

@@ -8,10 +8,11 @@ its emulators.
 from __future__ import annotations
 
 import re
+from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Iterator
 
 # A line break may be a real one, or what a JSON text has for it, which may be in a JSON text itself.
-_BREAK = rb"(?:\r?\n|(?:\\+r)?\\+n)"
+_BREAK = rb"(?:\r\n?|\n|\\+r(?:\\+n)?|\\+n)"
 # What stands before a line where a text is indented, or put together in source code.
 _BEFORE = rb"[ \t\"'+]*"
 # Ends of lines, with the headers of an encrypted key, blank ones among them; then base64, not cut short with dots.
@@ -24,6 +25,34 @@ _NO_WORD_BEFORE = rb"(?<![A-Za-z0-9_])"
 _NO_WORD_AFTER = rb"(?![A-Za-z0-9_])"
 # Without AWS's own examples, which end with that word.
 _AWS_SECRET = rb"[\"']?\s{0,3}[=:]\s{0,3}[\"']?(?![A-Za-z0-9/+]*EXAMPLE)[A-Za-z0-9/+]{40}(?![A-Za-z0-9/+=])"
+# What STS gives along with a temporary key; its documentation shortens its examples or puts that word into them.
+_AWS_TOKEN = rb"[\"']?\s{0,3}[=:]\s{0,3}[\"']?(?![A-Za-z0-9/+=]*EXAMPLE)[A-Za-z0-9/+=]{100,}"
+# A JSON text, which may be in a JSON text itself, or a dict as Python writes it.
+_QUOTE = rb"\\*[\"']"
+_KTY = rb"\s*:\s*" + _QUOTE + rb"(?:RSA|EC|OKP)" + _QUOTE
+_D = rb"\s*:\s*" + _QUOTE + rb"[A-Za-z0-9_-]{20,}" + _QUOTE
+# A login in an address. The password is none where it is a word for one, or a pattern that something is put into (there
+# a percent sign does not encode anything); where the host is this machine or a word for one; and where an example says
+# by its host that it is one (RFC 2606), unless the password looks like one all the same. One of letters alone needs a
+# host with a dot or a port. Tokens that have a form of their own are told by that.
+_LETTER = rb"(?:[^\s:/?#@\"'`<>{}()\[\]\\,|*%]|%[0-9A-Fa-f]{2})"
+_NO_PASSWORD = (
+    rb"(?!(?i:my|your|the|some|a)?[-_]?(?i:user(?:name)?|pass(?:word|wd|phrase)?|passw(?:or)?d|pwd?|psw|secret|token|key"
+    rb"|api[-_]?key|credentials?|changeme|hunter2|guest|root|admin|test(?:ing)?|foo|bar|baz|spam|eggs|none|null"
+    rb"|postgres|rabbitmq|redacted|hidden|masked)\d?@|tiger\W|[^@]{0,20}(?i:secret|passw(?:or)?d)@"
+    rb"|[A-Z]+(?:_[A-Z]+)+@|\$|[xX.*_-]+@|gh[oprsu]_|github_pat_|glpat-)"
+)
+_PLACEHOLDER_HOST = (
+    rb"(?!(?i:localhost|127\.[\d.]+|0\.0\.0\.0|(?:my)?(?:host(?:name)?|server(?:name)?|proxy|domain|address|ip|db"
+    rb"|database|remote|test|foo|bar))(?![A-Za-z0-9.-]))"
+)
+_EXAMPLE_HOST = rb"(?:[A-Za-z0-9-]+\.)*(?i:example(?:\.[a-z]+)?|[a-z0-9-]+\.(?:test|invalid))(?![A-Za-z0-9.-])"
+_LOGIN = (
+    rb"(?:[A-Za-z0-9._~+-]|%[0-9A-Fa-f]{2}){0,64}:" + _NO_PASSWORD
+    + rb"(?:(?=" + _LETTER + rb"{0,200}?\d)(?=" + _LETTER + rb"{0,200}?[A-Za-z])" + _LETTER + rb"{8,200}@"
+    + rb"|" + _LETTER + rb"{6,200}@(?!" + _EXAMPLE_HOST + rb")(?=[A-Za-z0-9-]+[.:]))"
+    + _PLACEHOLDER_HOST + rb"(?:[A-Za-z0-9-]+(?:\.[A-Za-z0-9-]+)*|\[[0-9A-Fa-f:]+\])"
+)  # fmt: skip
 # The emulators of Azure Storage and of Cosmos DB have one key everywhere.
 _EMULATORS = (
     rb"(?!Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
@@ -64,8 +93,27 @@ _FORMS = (
     ),
     *(  # in files of settings, in the environment, in what AWS's services answer
         _form("an AWS secret access key", name, _AWS_SECRET, b"")
-        for name in (b"aws_secret_access_key", b"AWS_SECRET_ACCESS_KEY", b"SecretAccessKey")
+        for name in (
+            b"aws_secret_access_key",
+            b"AWS_SECRET_ACCESS_KEY",
+            b"SecretAccessKey",
+            b"aws_secret_key",
+            b"AWS_SECRET_KEY",
+        )
     ),
+    *(
+        _form("an AWS session token", name, _AWS_TOKEN, b"")
+        for name in (b"aws_session_token", b"AWS_SESSION_TOKEN", b"SessionToken", b"aws_security_token")
+    ),
+    # A JSON Web Key (RFC 7517) has its private part in "d" (RFC 7518), before or behind its type.
+    _form(
+        "a private key (JWK)", b"kty", _QUOTE + _KTY + rb"[^{}]{0,8000}?" + _QUOTE + rb"d" + _QUOTE + _D, rb"(?<=[\"'])"
+    ),
+    *(
+        _form("a private key (JWK)", sign, end + _D + rb"[^{}]{0,8000}?" + _QUOTE + rb"kty" + _QUOTE + _KTY, b"")
+        for sign, end in ((b'"d"', b""), (b"'d'", b""), (b'"d\\', rb"\\*\""))
+    ),
+    _form("a password in an address", b"://", _LOGIN, rb"(?<=[A-Za-z0-9])"),
     *(
         _form("a GitHub token", sign, rb"[A-Za-z0-9]{36}(?![A-Za-z0-9])")
         for sign in (b"ghp_", b"gho_", b"ghu_", b"ghs_", b"ghr_")
@@ -95,8 +143,27 @@ _FORMS = (
 _IN_NO_SIGN = bytes(set(range(256)) - set(b"".join(sign for _, sign, _ in _FORMS)))
 
 
+_BEGINS_PEM = "-----BEGIN ".encode("utf-16-le")
+
+
 def secrets_in(content: bytes) -> Iterator[tuple[str, int]]:
-    """What secrets ``content`` has: what each is, and the line it begins in (from 1). Never the secret itself."""
+    """What secrets ``content`` has: what each is, and the line it begins in (from 1). Never the secret itself.
+
+    A text in UTF-16 is looked at where it says that it is one, and private keys in PEM also where it does not.
+    """
+    if content.startswith((BOM_UTF16_LE, BOM_UTF16_BE)):
+        yield from _secrets_in(content.decode("utf-16", errors="replace").encode())
+        return
+    yield from _secrets_in(content)
+    # Found in either order of bytes, since what is ASCII has a zero on both sides then.
+    at = content.find(_BEGINS_PEM)
+    if at >= 0:
+        before = content.count(b"\n", 0, at)
+        for what, line in _secrets_in(content[at::2]):
+            yield what, before + line
+
+
+def _secrets_in(content: bytes) -> Iterator[tuple[str, int]]:
     sieved = content.translate(None, _IN_NO_SIGN)
     for what, sign, form in _FORMS:
         at = content.find(sign) if sign in sieved else -1

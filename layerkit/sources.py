@@ -37,7 +37,7 @@ class Source:
     problem: str = ""
     """Why it can't be asked; empty when it can."""
     hint: str = ""
-    """What to do about the problem."""
+    """What to do about the problem, or when it gives no answer about a distribution."""
 
 
 @contextmanager
@@ -59,7 +59,7 @@ def _source(stack: ExitStack, choice: str, url: str, store: Path, now: datetime)
     service = Service(url)
     why_not = service.unreachable().rstrip(".")
     if not why_not:
-        return Source("osv", service.name, service.query_url, service.advisories_of)
+        return Source("osv", service.name, service.query_url, service.advisories_of, hint=_INSTEAD)
     local = _local(stack, store, now) if choice == "auto" else None
     if local is None:
         return Source("osv", service.name, service.query_url, problem=why_not, hint=_NO_SERVICE)
@@ -70,12 +70,13 @@ def _source(stack: ExitStack, choice: str, url: str, store: Path, now: datetime)
     return replace(local, notes=(note, *local.notes))
 
 
+_INSTEAD = "Try it again later, or use the local database: --source local (inv advisories-update makes it)."
 _NO_SERVICE = "Check the network and layerkit.osv_url, or use the local database: --source auto or --source local."
 
 
 def _local(stack: ExitStack, path: Path, now: datetime) -> Source:
     try:
-        store = stack.enter_context(Store.open(path))
+        store = stack.enter_context(_checked(path))
     except ExternalError as error:
         problem = error.message.rstrip(".")
         return Source("local", "the local database", None, problem=problem, hint=error.hint)
@@ -87,18 +88,33 @@ def _local(stack: ExitStack, path: Path, now: datetime) -> Source:
             f"the newest advisory of the local database is {days} days old; what was published since is not in it: "
             "inv advisories-update"
         )
-    return Source("local", "the local database", service.query_url, store.query, store.date, tuple(notes))
+    renew = "Renew it: inv advisories-update."
+    return Source("local", "the local database", service.query_url, store.query, store.date, tuple(notes), hint=renew)
+
+
+def _checked(path: Path) -> Store:
+    store = Store.open(path)
+    try:
+        store.check()
+    except ExternalError:
+        store.close()
+        raise
+    return store
 
 
 def _pypi(stack: ExitStack, path: Path) -> Source:
     """PyPI's own service, which gives no severities; they are the local database's, where there is one."""
+    hint = "Ask another source about it: --source auto, osv or local."
     try:
-        store = stack.enter_context(Store.open(path))
+        store = stack.enter_context(_checked(path))
     except ExternalError:
         note = "PyPI gives no severities; with a local database they would be known: inv advisories-update"
-        return Source("pypi", "PyPI", None, notes=(note,))
-    note = f"PyPI gives no severities; those here are from the local database of {store.date:%Y-%m-%d}"
-    return Source("pypi", "PyPI", None, store.query, notes=(note,))
+        return Source("pypi", "PyPI", None, notes=(note,), hint=hint)
+    note = (
+        f"PyPI gives no severities; those here, and what PyPI does not tell of, are from the local database of "
+        f"{store.date:%Y-%m-%d}"
+    )
+    return Source("pypi", "PyPI", None, store.query, notes=(note,), hint=hint)
 
 
 def now() -> datetime:

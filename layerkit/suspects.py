@@ -12,13 +12,17 @@ import os
 import posixpath
 import re
 import stat
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from hashlib import new as new_digest
+from hashlib import sha256
 from pathlib import Path
 
+from layerkit.archiving import tree_digest
+from layerkit.builds import TREE
 from layerkit.errors import ConfigurationError
+from layerkit.model import FileEntry
 from layerkit.sensitive import secrets_in
 from layerkit.trees import installed
 
@@ -44,6 +48,7 @@ KINDS = (
     Kind("unclaimed", "medium", "a file that is in no distribution's RECORD and not the layer's own"),
     Kind("missing", "medium", "a file that a RECORD has and the tree has not"),
     Kind("record", "high", "a RECORD that can't be read or names files outside of the tree"),
+    Kind("bytecode", "low", "bytecode that is no part of the build, as imports from the tree leave it"),
 )
 
 
@@ -64,17 +69,20 @@ class Suspect:
         return next(kind.level for kind in KINDS if kind.name == self.kind)
 
 
-def suspects(tree: Path, own: Collection[str] = (), jobs: int = 1) -> tuple[Suspect, ...]:
+def suspects(tree: Path, own: Collection[str] = (), jobs: int = 1, expected: str | None = None) -> tuple[Suspect, ...]:
     """All that is suspicious in ``tree``, sorted; each file is read once, ``jobs`` of them at a time.
 
     ``own`` are the paths below the tree (with ``/``) that came from the layer's own code. Bytecode in ``__pycache__``
     needs no RECORD, as whoever imports from a tree leaves some, and a row for it has no hash to hold it against.
+    ``expected`` is the tree's digest as the manifest has it (``manifest.tree.sha256``), which covers what a RECORD does
+    not: the RECORDs themselves, bytecode, the layer's own code. None: there is nothing to hold the whole against.
     Raises OSError for what can't be read: then the answer is unknown.
     """
     entries = tuple(_entries(tree))
     rows, found = _recorded(tree, entries)
     found += [suspect for entry in entries for suspect in _by_looks(tree, entry)]
-    found += _by_content(tree, entries, rows or {}, jobs)
+    read = _read(tree, entries, rows or {}, jobs)
+    found += [suspect for one in read for suspect in one.suspects]
     if rows is not None:
         files = {entry.path for entry in entries if not stat.S_ISDIR(entry.mode)}
         found += _unclaimed(files, {*rows, *own})
@@ -82,6 +90,8 @@ def suspects(tree: Path, own: Collection[str] = (), jobs: int = 1) -> tuple[Susp
             Suspect(path, 0, "missing", f"the RECORD of {' and '.join(rows[path])} has it, and it is not there")
             for path in rows.keys() - files
         )
+    if expected is not None:
+        found += _as_a_whole(read, expected, {suspect.kind for suspect in found})
     return tuple(sorted(set(found)))
 
 
@@ -226,21 +236,67 @@ def _encoded(algorithm: str, content: bytes) -> str:
 # ---- what is in the files ----
 
 
-def _by_content(tree: Path, entries: Iterable[_Entry], rows: _Rows, jobs: int) -> Iterator[Suspect]:
-    def look(entry: _Entry) -> list[Suspect]:
+@dataclass(frozen=True)
+class _Read:
+    """A file that was read: what is suspicious in it, and what the digest of the whole tree needs of it."""
+
+    suspects: tuple[Suspect, ...]
+    entry: FileEntry
+    is_left: bool
+    """Whether it is bytecode of the kind that an import leaves."""
+
+
+def _read(tree: Path, entries: Iterable[_Entry], rows: _Rows, jobs: int) -> list[_Read]:
+    def look(entry: _Entry) -> _Read:
         recorded = rows.get(entry.path, {})
+        zipped = f"{TREE}/{entry.path}"
         if stat.S_ISLNK(entry.mode):
+            target = os.readlink(tree / entry.path)
             said = f"a link, and a file in the RECORD of {' and '.join(recorded)}"
-            return [Suspect(entry.path, 0, "changed", said)] if recorded else []
+            found = [Suspect(entry.path, 0, "changed", said)] if recorded else []
+            content = os.fsencode(target)
+            whole = FileEntry(zipped, len(content), executable=False, sha256=sha256(content).hexdigest(), link=target)
+            return _Read(tuple(found), whole, is_left=False)
         content = (tree / entry.path).read_bytes()
         found = list(_in_content(entry.path, content))
         difference = _difference(entry.path, content, recorded)
-        return [*found, Suspect(entry.path, 0, "changed", difference)] if difference else found
+        if difference:
+            found.append(Suspect(entry.path, 0, "changed", difference))
+        executable = bool(entry.mode & stat.S_IXUSR)
+        whole = FileEntry(zipped, len(content), executable, sha256(content).hexdigest())
+        is_left = not recorded and _is_cached_bytecode(entry.path) and content[4:8] == _BY_TIME
+        return _Read(tuple(found), whole, is_left)
 
     looked_at = [entry for entry in entries if stat.S_ISREG(entry.mode) or stat.S_ISLNK(entry.mode)]
     with ThreadPoolExecutor(max_workers=jobs) as pool:
-        for found in pool.map(look, looked_at):
-            yield from found
+        return list(pool.map(look, looked_at))
+
+
+# ---- the whole ----
+
+# The flags of bytecode that is good for as long as its source has the time and size that it names (PEP 552), which an
+# import writes. What a build adds names the hash of its source, and an import leaves that as it is.
+_BY_TIME = bytes(4)
+
+
+def _as_a_whole(read: Sequence[_Read], expected: str, kinds: Collection[str]) -> Iterator[Suspect]:
+    """What the digest of the tree says; ``kinds`` are those of what was found in single files."""
+    left = [one.entry.path.removeprefix(f"{TREE}/") for one in read if one.is_left]
+    try:
+        digest = tree_digest(one.entry for one in read if not one.is_left)
+    except UnicodeEncodeError:  # a name that is no text, which no build has
+        digest = ""
+    if digest == expected:
+        if left:
+            files = "1 file" if len(left) == 1 else f"{len(left)} files"
+            said = f"{files} of bytecode that are no part of the build, as imports from the tree leave them"
+            yield Suspect("./", 0, "bytecode", f"{said} ({min(left)}); they go with: inv build --clean")
+    elif not _EXPLAINING & set(kinds):
+        yield Suspect("./", 0, "changed", "the tree is not as it was built: inv validate says which files")
+
+
+# Where one of these was found, it is said already which file makes the difference.
+_EXPLAINING = {"changed", "unclaimed", "missing"}
 
 
 def _in_content(path: str, content: bytes) -> Iterator[Suspect]:
@@ -324,7 +380,7 @@ _LOGIN_IN_URL = re.compile(rb"https?://[^\s:/@]+:[^\s:/@]+@")
 _CREDENTIALS_FILES: tuple[tuple[str, re.Pattern[str], re.Pattern[bytes]], ...] = (
     (
         "an environment file",
-        re.compile(r"\.env(?!.*\b(?:example|sample|template|dist)\b)(?:[.-].+)?"),
+        re.compile(r"(?!.*\b(?:example|sample|template|dist)\b)(?:\.env(?:[.-].+)?|.+\.env|\.envrc)"),
         re.compile(rb"^[ \t]*(?:export[ \t]+)?[A-Za-z_]\w*[ \t]*=[ \t]*[\"']?[^\s\"'#]", re.MULTILINE),
     ),
     (".netrc with a password", re.compile(r"[._]netrc"), re.compile(rb"\bpassword\s+\S")),

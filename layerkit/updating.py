@@ -65,7 +65,9 @@ class Vulnerable:
     fixed: tuple[str, ...]
     """Versions that are said to fix it, in any order; empty where none is known."""
     affected: Callable[[str], bool] = field(compare=False)
-    """Whether any of ``advisories`` (or another that counts) is about a version."""
+    """Whether any of ``advisories`` is about a version."""
+    brings: Callable[[str], bool] = field(compare=False, default=lambda version: False)
+    """Whether something counts against a version that was not found in this one."""
 
 
 @dataclass(frozen=True)
@@ -117,10 +119,18 @@ def _chosen(project: Project, targets: Sequence[Target], layers: Sequence[str]) 
             raise ConfigurationError(f"{name} is not for {' or '.join(map(str, targets))}: {reasons[0]}.")
         for target, reason in zip(targets, reasons, strict=True):
             if not reason and read_lock(project, name, target) is None:
-                raise ConfigurationError(f"{name} has no lock for {target}.", "Run `inv lock`.")
+                flags = flags_for(target, project.default_target)
+                raise ConfigurationError(f"{name} has no lock for {target}.", f"Run `inv lock{flags}`.")
     if not names:
         raise ConfigurationError("there is no layer to update.", "Make one: inv new --layer NAME")
     return tuple(names)
+
+
+def flags_for(target: Target, default: Target) -> str:
+    """What to add to a command so that it is about ``target``; empty where it is without any flags."""
+    flags = [f" --runtime {target.runtime}"] if target.runtime != default.runtime else []
+    flags += [f" --architecture {target.architecture}"] if target.architecture != default.architecture else []
+    return "".join(flags)
 
 
 # ---- what could be newer ----
@@ -148,7 +158,8 @@ def outdated(
     members = [layer.name for stack in stacks for layer in project.layers.stack(stack, target)]
     for stack in stacks:
         for name, reason in stale(project, project.layers.stack(stack, target), target).items():
-            tell(f"{name}: its lock is not current ({reason}): `inv lock` brings it up to date")
+            flags = flags_for(target, project.default_target)
+            tell(f"{name}: its lock is not current ({reason}): `inv lock{flags}` brings it up to date")
     with drafted(project, uv) as draft:
         raised = {
             place: with_clauses(line.requirement, at_least(line.pin))
@@ -315,9 +326,7 @@ def _raise(
         return search.raised(max(locked, key=Version))  # an earlier raise took it along, or only a build is missing
     floor = search.first()
     if floor is None:
-        return search.nothing(
-            "no version is known that fixes it", "Watch the advisory, or do without the distribution."
-        )
+        return search.nothing(search.hopeless(), "Watch the advisory, or do without the distribution.")
     stopped = search.stopped(floor)
     if stopped:
         return search.nothing(*stopped)
@@ -368,7 +377,7 @@ class _Search:
         self.names = [name for name in names if draft.live.layers[name].stack in touched | {self.stack}]
 
     def affected(self, version: str) -> bool:
-        return any(one.affected(version) for one in self.weak)
+        return any(one.affected(version) or one.brings(version) for one in self.weak)
 
     def nothing(self, reason: str, hint: str = "") -> NoRaise:
         return NoRaise(self.name, self.weak[0].version, self.advisories, reason, hint)
@@ -392,6 +401,14 @@ class _Search:
         folder = self.draft.folder / secrets.token_hex(4)
         newest = self.draft.uv.newest_with_wheel(self.name, self.targets[0], folder)
         return None if newest is None or self.affected(newest) else str(present)
+
+    def hopeless(self) -> str:
+        """Why there is no first version."""
+        present = min(Version(one.version) for one in self.weak)
+        for version in self.fixed:
+            if Version(version) > present and not any(one.affected(version) for one in self.weak):
+                return f"{version} fixes it, and there is something else against it and all newer ones"
+        return "no version is known that fixes it"
 
     def stopped(self, floor: str) -> tuple[str, str] | None:
         """Which line leaves out ``floor`` and all above it, and what to do; None where none does."""
@@ -518,7 +535,7 @@ def update_security(
             for name, reason in stale(project, project.layers.stack(stack, target), target).items():
                 raise CheckFailed(
                     f"the lock of {name} for {target} is not current ({reason}).",
-                    "Run `inv lock`, build, and scan again.",
+                    f"Run `inv lock{flags_for(target, project.default_target)}`, build, and scan again.",
                 )
     ours = [one for one in found if one.layer in names]
     with drafted(project, uv) as draft:
@@ -557,19 +574,55 @@ def _groups(draft: Draft, found: Sequence[Vulnerable]) -> list[list[Vulnerable]]
 def _raise_what_goes(
     draft: Draft, targets: Sequence[Target], names: Sequence[str], weak: Sequence[Vulnerable]
 ) -> tuple[Sequence[Vulnerable], list[Raise | NoRaise]]:
-    """Raise for all of ``weak``; where that does not go, for those that a version is known to fix. Also, which went."""
-    result = _raise(draft, targets, names, weak)
-    if isinstance(result, Raise):
-        return weak, [result]
-    hopeful = [one for one in weak if one.fixed]
-    if not hopeful or len(hopeful) == len(weak):
-        return [], [result]
-    second = _raise(draft, targets, names, hopeful)
-    if isinstance(second, NoRaise):
-        return [], [result]
-    hopeless = [one for one in weak if not one.fixed]
-    ids = tuple(sorted({advisory for one in hopeless for advisory in one.advisories}))
-    return hopeful, [second, replace(result, advisories=ids)]
+    """Raise for all of ``weak``; where that does not go, for as many advisories as it does. Also, which went.
+
+    They are taken in the order of their fixes, and each that can't be fixed along with those before it is left.
+    """
+    whole = _raise(draft, targets, names, weak)
+    if isinstance(whole, Raise):
+        return weak, [whole]
+    by_advisory: dict[tuple[str, ...], list[Vulnerable]] = {}
+    for one in weak:
+        by_advisory.setdefault(one.advisories, []).append(one)
+    if len(by_advisory) == 1:
+        return [], [whole]
+    before = best = draft.save()
+    goal: list[Vulnerable] = []
+    raised: list[Raise | NoRaise] = []
+    left: list[NoRaise] = []
+    for entries in sorted(by_advisory.values(), key=_first_fix):
+        draft.restore(before)
+        result = _raise(draft, targets, names, [*goal, *entries])
+        if isinstance(result, Raise):
+            goal, raised, best = [*goal, *entries], [result], draft.save()
+        else:
+            left.append(_left(result, alone=_Search(draft, targets, names, entries), goal=goal))
+    draft.restore(best)
+    return goal, [*raised, *_by_reason(left)]
+
+
+def _first_fix(entries: Sequence[Vulnerable]) -> tuple[bool, Version, tuple[str, ...]]:
+    fixed = _releases(version for one in entries for version in one.fixed)
+    return (not fixed, Version(fixed[0]) if fixed else Version("0"), entries[0].advisories)
+
+
+def _left(result: NoRaise, *, alone: _Search, goal: Sequence[Vulnerable]) -> NoRaise:
+    """Why what ``alone`` is about stays: ``result`` is about it and ``goal``, which is told where that matters."""
+    ids = ", ".join(sorted({advisory for one in goal for advisory in one.advisories}))
+    if goal and alone.first() is not None:
+        return replace(result, advisories=alone.advisories, reason=f"together with {ids}: {result.reason}")
+    return replace(result, advisories=alone.advisories)
+
+
+def _by_reason(left: Iterable[NoRaise]) -> list[NoRaise]:
+    """One for each reason, with all the advisories that it holds for."""
+    found: dict[tuple[str, str, str, str], list[str]] = {}
+    for one in left:
+        found.setdefault((one.name, one.version, one.reason, one.hint), []).extend(one.advisories)
+    return [
+        NoRaise(name, version, tuple(sorted(set(ids))), reason, hint)
+        for (name, version, reason, hint), ids in found.items()
+    ]
 
 
 def _refuse_left(

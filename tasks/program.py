@@ -10,8 +10,11 @@ import re
 import signal
 import sys
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from datetime import date
+from io import TextIOWrapper
 from itertools import pairwise
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -23,7 +26,7 @@ from layerkit.errors import LayerkitError
 from layerkit.processes import end_all, refuse_new, without_secrets
 
 from .namespace import ns
-from .settings import find_root
+from .settings import DEFAULTS, find_root
 from .support import failure
 
 USAGE = 2
@@ -51,7 +54,7 @@ class Program(InvokeProgram):
         super().parse_collection()
         # With a namespace of its own, Invoke does not look for a project's configuration.
         self.config.set_project_location(str(find_root()))
-        _configuration(self.config.load_project)
+        _configuration(self.config.load_project, files=self._files())
 
     def parse_tasks(self) -> None:
         _usage(self._parse_tasks)
@@ -71,14 +74,19 @@ class Program(InvokeProgram):
         named = self.args.config.value
         if named and not os.path.exists(named):  # Invoke goes on as if nothing had been said
             raise _usage_error(f"--config: {named} does not exist.")
-        _configuration(lambda: super(Program, self).update_config(merge))
+        _configuration(lambda: super(Program, self).update_config(merge), files=self._files())
 
     def execute(self) -> None:
         # The executor reads the environment for each task; a value of the wrong kind is better said before.
         trial = self.config.clone()
-        _configuration(lambda: trial.load_collection(self.collection.configuration()))
+        _configuration(lambda: trial.load_collection(self.collection.configuration()), files=self._files())
         _configuration(trial.load_shell_env, "a setting in the environment (INVOKE_LAYERKIT_...)")
         super().execute()
+
+    def _files(self) -> list[Path]:
+        """The files that settings may come from."""
+        named = [Path(self.args.config.value)] if self.args.config.value else []
+        return [*named, *(find_root() / f"invoke.{suffix}" for suffix in ("yaml", "yml"))]
 
     def _refuse_second_value(self, error: ParseError) -> None:
         """``--layer a --layer b`` where one is all it takes: Invoke goes for the second as if it were a task."""
@@ -88,7 +96,8 @@ class Program(InvokeProgram):
         for argument in error.context.args.values() if error.context else ():
             name = f"--{argument.names[0]}"
             again = f"{name}={stranger}" in words or (name, stranger) in pairwise(words)
-            if found and again and argument.kind is not list and argument.raw_value is not None:
+            takes_one = argument.takes_value and argument.kind is not list
+            if found and again and takes_one and argument.raw_value is not None:
                 raise ParseError(f"{name} is given twice, and takes one value.", error.context)
 
     def _refuse_missing_values(self) -> None:
@@ -127,19 +136,56 @@ def _usage_error(message: str) -> Exit:
     return Exit(without_secrets(f"layerkit: {message}"), code=USAGE)
 
 
-def _configuration(load: Callable[[], None], what: str = "the configuration") -> None:
-    """A configuration that can't be read is one line and exit code 2."""
+def _configuration(load: Callable[[], None], what: str = "the configuration", files: Iterable[Path] = ()) -> None:
+    """A configuration that can't be read is one line and exit code 2; ``files`` are those that may be the cause."""
     from invoke.vendor.yaml import YAMLError
 
     try:
         load()
     except (YAMLError, OSError, ValueError) as error:
-        shown = " ".join(str(error).split())
-        raise _usage_error(f"{what} can't be read: {shown}") from error
+        explained = next(filter(None, map(_wrong_setting, files)), "")
+        shown = explained or f"{what} can't be read: {' '.join(str(error).split())}"
+        raise _usage_error(shown) from error
+
+
+def _wrong_setting(file: Path) -> str:
+    """What a file of settings has wrong that Invoke's words leave open; empty where it is something else."""
+    from invoke.vendor.yaml import YAMLError, safe_load
+
+    shown = file.name if file.parent == find_root() else str(file)
+    try:
+        text = file.read_text(encoding="utf-8")
+        document = safe_load(text)  # type: ignore[no-untyped-call]  # Invoke's copy has no types
+    except (OSError, YAMLError):
+        return ""
+    except ValueError as error:  # YAML makes a date of what looks like one
+        for number, line in enumerate(text.splitlines(), 1):
+            for day in re.findall(r"(?<![\w-])\d{4}-\d\d?-\d\d?(?![\w-])", line):
+                if not _is_day(day):
+                    return f"{shown}:{number}: there is no day {day} ({error})."
+        return f"{shown} can't be read: {error}."
+    ours = document.get("layerkit") if isinstance(document, dict) else None
+    for key, value in ours.items() if isinstance(ours, dict) else ():
+        default = DEFAULTS.get(key)
+        if isinstance(default, (dict, list)) and not isinstance(value, type(default)):
+            kind = "a list" if isinstance(default, list) else "names with values"
+            return f"{shown}: layerkit.{key} must be {kind}, not {value!r}."
+    return ""
+
+
+def _is_day(text: str) -> bool:
+    try:
+        date(*map(int, text.split("-")))
+    except ValueError:
+        return False
+    return True
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the tasks in ``argv`` (default: the process's own) and return the exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # the names of files, and what others write, are in any language
+            stream.reconfigure(errors="backslashreplace")
     ending = False
 
     def interrupt(number: int, frame: FrameType | None) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -38,7 +39,7 @@ LEVELS = ("low", "medium", "high", "critical", "any")
         "fail_on": "what counts: low, medium, high, critical and above, or any (the default); unknown always does",
         "skip_safety": "do without safety's opinion",
         "format": "text, json, markdown or sarif",
-        "output": "write it to this file, below the checkout",
+        "output": "write it to this file: a new one below the checkout, or a former one in reports/",
         "runtime": RUNTIME,
         "architecture": ARCHITECTURE,
         "verbose": "show what was scanned, and where the time went",
@@ -81,6 +82,10 @@ def one_of(flag: str, value: str, known: Sequence[str]) -> None:
         raise ConfigurationError(f"{flag}: {value!r} is not one of {', '.join(known)}.")
 
 
+REPORTS = "reports"
+"""The folder below the checkout where files may be written over."""
+
+
 def _inside(root: Path, output: str | None) -> Path | None:
     """A file below the checkout that may be written; ConfigurationError for any other place."""
     if output is None:
@@ -88,7 +93,18 @@ def _inside(root: Path, output: str | None) -> Path | None:
     path = (root / output).resolve()
     if not output or not path.is_relative_to(root) or path == root or path.is_dir():
         raise ConfigurationError(f"--output: {output!r} is not a file below the checkout.")
+    top = _refuse_own(output, path.relative_to(root))
+    if path.exists() and top != REPORTS:
+        raise ConfigurationError(f"--output: {output!r} is there already.", f"Write it below {REPORTS}/, or elsewhere.")
     return path
+
+
+def _refuse_own(output: str, path: Path) -> str:
+    """The first part of ``path``, below the checkout; ConfigurationError for a folder whose files are not reports."""
+    top = path.parts[0] if path.parts else ""
+    if top in ("layers", "dist", ".layerkit", ".git") or top.startswith("tasks"):
+        raise ConfigurationError(f"--output: {output!r} is no place for a report.", f"Write it below {REPORTS}/.")
+    return top
 
 
 def run_scan(
@@ -124,6 +140,7 @@ def scanner(chosen: Settings, project: Project, *, source: str, fail_on: str, sk
     from layerkit.scanning import Scanner
     from layerkit.sources import now, opened
 
+    started = time.monotonic()
     python = _environment(auditing.NAME, chosen.root)
     screen: Callable[..., Any] | None = None
     if not skip_safety and chosen.scan.safety != "off":
@@ -132,6 +149,7 @@ def scanner(chosen: Settings, project: Project, *, source: str, fail_on: str, sk
     exemptions = [*chosen.scan.exemptions]
     for layer in project.layers.values():
         exemptions += layer.exemptions
+    ready = time.monotonic()
     with opened(source, chosen.scan.osv_url, store_path(), now()) as asked:
         yield Scanner(
             source=asked,
@@ -145,6 +163,10 @@ def scanner(chosen: Settings, project: Project, *, source: str, fail_on: str, sk
             deny=chosen.scan.licences_deny,
             known_licences=chosen.scan.licences_known,
             jobs=chosen.jobs,
+            seconds={
+                "environments": round(ready - started, 3),
+                "opening the source": round(time.monotonic() - ready, 3),
+            },
         )
 
 
@@ -339,17 +361,20 @@ def _text(found: Scan, verbose: bool) -> str:
     rest = [one for one in found.vulnerabilities if not one.standing.counts]
     tables = [_table("Known vulnerabilities", counting)] if counting else []
     tables += [_table("Known vulnerabilities that do not count", rest)] if rest else []
-    lines = []
+    lines: list[str] = []
     for other in found.suspicions:
         at = f":{other.suspect.line}" if other.suspect.line else ""
         why = f" ({_why(other)})" if _why(other) else ""
         lines.append(f"{other.level.value}: {other.layer}: {other.file}{at}: {other.suspect.what}{why}")
     for checked in found.licences:
-        lines += [f"licence: {checked.subject}: {finding.message}\n  {finding.hint}" for finding in checked.findings]
-        lines += [_with_hint(f"not checked: {checked.subject}: {one.reason}", one.hint) for one in checked.skipped]
-    lines += [_with_hint(one.line, one.hint) for one in found.not_scanned]
+        for finding in checked.findings:
+            lines += _with_hint(f"licence: {checked.subject}: {finding.message}", finding.hint)
+        for skipped in checked.skipped:
+            lines += _with_hint(f"not checked: {checked.subject}: {skipped.reason}", skipped.hint)
+    for gap in found.not_scanned:
+        lines += _with_hint(gap.line, gap.hint)
     lines += [f"warning: {warning}" for warning in found.warnings]
-    lines.append(_asked(found))
+    lines += _asked(found)
     lines += _advice(found)
     if verbose:
         lines += [
@@ -360,8 +385,8 @@ def _text(found: Scan, verbose: bool) -> str:
     return "\n".join([_shown(_headline(found)), *tables, *map(_shown, lines)]) + "\n"
 
 
-def _with_hint(line: str, hint: str) -> str:
-    return f"{line}\n  {hint}" if hint else line
+def _with_hint(line: str, hint: str) -> list[str]:
+    return [line, f"  {hint}"] if hint else [line]
 
 
 def _table(title: str, found: Sequence[Vulnerability]) -> str:
@@ -420,45 +445,58 @@ def _advice(found: Scan) -> list[str]:
 
 
 def _shown(text: str) -> str:
-    """Text of others as a terminal and any encoding can take it; lines and columns stay."""
-    return "".join(
-        char if char.isprintable() or char == "\n" else char.encode("unicode_escape").decode() for char in text
-    )
+    """Text of others as one line that a terminal can take: a name with a line's end in it begins no line."""
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
-def _asked(found: Scan) -> str:
-    asked = []
-    if not found.source.problem:
-        date = f" (newest advisory: {found.source.date:%Y-%m-%d})" if found.source.date else ""
-        asked.append(f"pip-audit asked {found.source.shown}{date}")
+def asked_lines(source: Source) -> list[str]:
+    """Who was asked about advisories and how old that is, with what else is to be known of it, a line each.
+
+    No line for one that could not be asked, but for its warnings.
+    """
+    lines = [f"warning: {note}" for note in source.notes]
+    if not source.problem:
+        lines.append(f"Advisories are those of {_dated(source)}.")
+    return list(map(_shown, lines))
+
+
+def _dated(source: Source) -> str:
+    return source.shown + (f" (newest advisory: {source.date:%Y-%m-%d})" if source.date else "")
+
+
+def _asked(found: Scan) -> list[str]:
+    """Who was asked, in one line; none where nobody was."""
+    asked = [f"pip-audit asked {_dated(found.source)}"] if found.asked else []
     if found.safety:
         licence = f"; {found.safety.licence}" if found.safety.licence else ""
         asked.append(f"safety asked its database (of {found.safety.date[:10] or 'an unknown day'}{licence})")
-    return f"Asked: {'; '.join(asked) or 'nobody could be'}."
+    return [f"Asked: {'; '.join(asked)}."] if asked else []
 
 
 def _markdown(found: Scan) -> str:
     lines = [f"## Security scan for {found.target}", "", _cell(_headline(found)), ""]
     if found.vulnerabilities:
-        lines += ["| distribution | layers | severity | advisory | fixed in | what |", "|---|---|---|---|---|---|"]
+        columns = ("distribution", "layers", "severity", "advisory", "fixed in", "found by", "what")
+        lines += [f"| {' | '.join(columns)} |", f"|{'---|' * len(columns)}"]
         for one in found.vulnerabilities:
             name = _cell(_names(one))
             linked = f"[{name}]({one.url})" if re.fullmatch(r"https://[\w./~:%-]+", one.url) else name
-            cells = [f"{one.name} {one.version}", ", ".join(one.layers), _severity(one), one.fixed or "no fix known"]
-            cells = [*map(_cell, cells), _cell(_what(one))]
-            lines.append("| " + " | ".join([*cells[:3], linked, *cells[3:]]) + " |")
+            before = [f"{one.name} {one.version}", ", ".join(one.layers), _severity(one)]
+            after = [one.fixed or "no fix known", ", ".join(one.found_by), _what(one)]
+            lines.append(f"| {' | '.join([*map(_cell, before), linked, *map(_cell, after)])} |")
         lines.append("")
     points = []
     for other in found.suspicions:
+        at = f":{other.suspect.line}" if other.suspect.line else ""
         why = f" ({_why(other)})" if _why(other) else ""
-        points.append(f"{other.level.value}: {other.layer}: {other.file}: {other.suspect.what}{why}")
+        points.append(f"{other.level.value}: {other.layer}: {other.file}{at}: {other.suspect.what}{why}")
     for checked in found.licences:
         points += [f"licence: {checked.subject}: {finding.message}" for finding in checked.findings]
         points += [f"not checked: {checked.subject}: {skipped.reason}" for skipped in checked.skipped]
     points += [one.line for one in found.not_scanned]
     points += [f"warning: {warning}" for warning in found.warnings]
     lines += [f"- {_cell(point)}" for point in points]
-    return "\n".join([*lines, "", _cell(_asked(found)), *map(_cell, _advice(found))]) + "\n"
+    return "\n".join([*lines, "", *map(_cell, [*_asked(found), *_advice(found)])]) + "\n"
 
 
 def _cell(text: str) -> str:
@@ -475,8 +513,10 @@ def _sarif(found: Scan) -> str:
             one.id,
             one.level.value,
             f"{one.name} {one.version} in {', '.join(one.layers)}: {one.summary or one.id}"
-            + (f"; fixed in {one.fixed}" if one.fixed else ""),
+            + (f"; fixed in {one.fixed}" if one.fixed else "")
+            + f"; found by {', '.join(one.found_by)}",
             f"layers/{layer}/locks/{found.target}.txt",
+            found.lines.get((layer, one.name)),
             help_uri=one.url,
             fingerprint=f"{one.id}/{one.name}/{layer}",
             title=one.summary,
@@ -490,7 +530,7 @@ def _sarif(found: Scan) -> str:
         Result(
             f"suspect/{other.suspect.kind}",
             other.level.value,
-            f"{other.layer}: {other.suspect.what}",
+            f"{other.layer}: {_shown(other.suspect.what)}; found by layerkit",
             other.file,
             other.suspect.line or None,
             fingerprint=f"{other.layer}/{other.id}",
@@ -519,12 +559,12 @@ def _sarif(found: Scan) -> str:
 def advisories_update(ctx: Context, from_: str | None = None, json: bool = False) -> Outcome:
     """Bring the local database of advisories up to date, for scans without a network."""
     from layerkit.advisorydb import import_archive, store_path
-    from layerkit.osv import update
+    from layerkit.osv import shown_address, update
 
     chosen = settings(ctx)
     path = store_path()
     if from_ is None:
-        say(f"downloading {chosen.scan.advisories_url} ...")
+        say(f"downloading {shown_address(chosen.scan.advisories_url)} ...")
         edition = update(path, chosen.scan.advisories_url, waiting=say)
     else:
         archive = Path(from_).expanduser()
@@ -573,6 +613,7 @@ def sbom(
     from layerkit.files import write_whole
     from layerkit.licences import licence_of
     from layerkit.sbom import sbom as render
+    from layerkit.scanning import build_command
     from layerkit.trees import installed
 
     from .output import size
@@ -582,11 +623,13 @@ def sbom(
     folder = (chosen.root / output).resolve()
     if not output or not folder.is_relative_to(chosen.root) or folder.is_file():
         raise ConfigurationError(f"--output: {output!r} is not a folder below the checkout.")
+    _refuse_own(output, folder.relative_to(chosen.root))
     names = for_target(project, chosen.target, layer or ())
     built = builds(project, chosen.target)
     missing = [name for name in names if name not in built]
     if missing:
-        raise CheckFailed(f"{', '.join(missing)} is not built for {chosen.target}.", "Run `inv build`.")
+        hint = "; ".join(build_command(project, name, chosen.target) for name in missing)
+        raise CheckFailed(f"{', '.join(missing)} is not built for {chosen.target}.", hint)
     texts = {}
     for name in names:
         one = built[name]

@@ -133,7 +133,8 @@ def settings(ctx: Context, *, runtime: str | None = None, architecture: str | No
     for key, default in DEFAULTS.items():
         if not isinstance(values[key], type(default)):
             kind = {int: "a whole number", str: "a text", dict: "names with values", list: "a list"}[type(default)]
-            raise ConfigurationError(f"layerkit.{key} must be {kind}, not {values[key]!r}.")
+            hint = 'YAML reads off as false: write safety: "off".' if key == "safety" and values[key] is False else ""
+            raise ConfigurationError(f"layerkit.{key} must be {kind}, not {values[key]!r}.", hint)
     default_target = _target(values["runtime"], values["architecture"], "layerkit.runtime", "layerkit.architecture")
     target = _target(
         default_target.runtime if runtime is None else runtime,

@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import partial
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 from invoke.context import Context
 
-from layerkit.errors import ConfigurationError, ExternalError
+from layerkit.errors import CheckFailed, ConfigurationError, ExternalError
 
 from .building import ARCHITECTURE, JSON, LAYER, RUNTIME, changing
-from .scanning import one_of, scanner
+from .scanning import asked_lines, one_of, scanner
 from .settings import Settings, settings
 from .support import Outcome, say, task
 
 if TYPE_CHECKING:
+    from layerkit.advisories import Advisory
     from layerkit.drafts import LineChange
     from layerkit.judging import Vulnerability
     from layerkit.model import LockChange, Target
     from layerkit.project import Project
-    from layerkit.scanning import Scanner
+    from layerkit.scanning import Scan, Scanner
+    from layerkit.sources import Source
     from layerkit.updating import Outdated, Secured, Vulnerable
 
 
@@ -65,7 +68,7 @@ def outdated(
     document = {
         "schema": 1,
         "target": str(chosen.target),
-        "source": asked.shown if ask else None,
+        **_origin(asked),
         "distributions": [
             {
                 "layer": one.layer,
@@ -79,10 +82,19 @@ def outdated(
             for one in found
         ],
     }
-    return Outcome(document, lambda: _show_outdated(f"Newer than the locks for {chosen.target}", found))
+    return Outcome(document, lambda: _show_outdated(f"Newer than the locks for {chosen.target}", found, asked))
 
 
-def _show_outdated(title: str, found: Sequence[Outdated]) -> None:
+def _origin(source: Source) -> dict[str, Any]:
+    """Where advisories are from and how old they are, for both documents; nothing where nobody could be asked."""
+    return {
+        "source": None if source.problem else source.shown,
+        "date": source.date.isoformat(timespec="seconds") if source.date and not source.problem else None,
+        "notes": list(source.notes),
+    }
+
+
+def _show_outdated(title: str, found: Sequence[Outdated], source: Source) -> None:
     from .output import table
 
     rows = [
@@ -92,6 +104,7 @@ def _show_outdated(title: str, found: Sequence[Outdated]) -> None:
     ]
     if rows:
         table(title, ("Layer", "Distribution", "Locked", "Resolves", "Newest", "Fixes"), rows)
+    print("\n".join(asked_lines(source)))
     raised = sum(one.resolves not in (None, one.locked) for one in found)
     print(f"{len(rows)} of {len(found)} are not the newest; `inv update` would change {raised}.")
 
@@ -116,7 +129,7 @@ def update(
     layer: Sequence[str] | None = None,
     package: Sequence[str] | None = None,
     security: bool = False,
-    source: str = "auto",
+    source: str | None = None,
     skip_safety: bool = False,
     dry_run: bool = False,
     json: bool = False,
@@ -130,8 +143,11 @@ def update(
     dry_run = dry_run or bool(ctx.config.run.dry)
     if security and package:
         raise ConfigurationError("--security raises what a scan finds, and --package what it names: give one of them.")
+    if not security and (source is not None or skip_safety):
+        flag = "--skip-safety" if source is None else "--source"
+        raise ConfigurationError(f"{flag} is for a scan, and without --security there is none.", "Add --security.")
     if security:
-        return _secure(chosen, layer or (), source, skip_safety, dry_run)
+        return _secure(chosen, layer or (), "auto" if source is None else source, skip_safety, dry_run)
     with changing(chosen, "inv update") as project:
         updated = raise_pins(
             project,
@@ -198,61 +214,126 @@ def _secure(chosen: Settings, layers: Sequence[str], source: str, skip_safety: b
         changing(chosen, "inv update --security") as project,
         scanner(chosen, project, source=source, fail_on="any", skip_safety=skip_safety) as with_this,
     ):
-        say("scanning what is built ...")
-        found = _found_in(project, with_this)
-        return secure(
-            chosen,
-            project,
-            found,
-            lambda draft: _found_in(draft, with_this),
-            layers=layers,
-            dry_run=dry_run,
-        )
+        return secure_by_scan(chosen, project, with_this, layers=layers, dry_run=dry_run)
 
 
-def _found_in(project: Project, with_this: Scanner) -> list[Vulnerable]:
-    """What a scan finds in every build of a checkout; ExternalError where not everything could be scanned."""
+def secure_by_scan(
+    chosen: Settings, project: Project, with_this: Scanner, *, layers: Sequence[str] = (), dry_run: bool = False
+) -> Outcome:
+    """Scan, fix what is found, and hold the new builds against the old ones by all that a scan looks at."""
+    say("scanning what is built ...")
+    before = _scans(project, with_this)
+
+    def again(draft: Project) -> list[Vulnerable]:
+        after = _scans(draft, with_this)
+        _refuse_new(before, after)
+        return _vulnerable(after, with_this)
+
+    found = _vulnerable(before, with_this)
+    return secure(chosen, project, found, again, layers=layers, dry_run=dry_run, source=with_this.source)
+
+
+def _scans(project: Project, with_this: Scanner) -> dict[Target, Scan]:
+    """A scan of every build of a checkout; ExternalError where not everything could be scanned.
+
+    A licence that can't be told is no reason not to fix a vulnerability.
+    """
     from layerkit.builds import builds
     from layerkit.scanning import scan
     from layerkit.sources import now
     from layerkit.standing import built_targets
-    from layerkit.updating import Vulnerable
+    from layerkit.updating import flags_for
 
-    found: dict[tuple[str, str, str], list[Vulnerability]] = {}
-    for target in (project.default_target, *built_targets(project)):
+    found = {}
+    for target in dict.fromkeys((project.default_target, *built_targets(project))):
         built = builds(project, target)
         needed = [name for name in project.layers if not project.layers.why_not(name, target)]
         names = needed if target == project.default_target else [name for name in needed if name in built]
-        scanned = scan(project, names, target, with_this, now().date())
-        if not scanned.is_whole:
-            gaps = [one.line for one in scanned.not_scanned[:3]] or ["licences could not be told"]
+        found[target] = scan(project, names, target, with_this, now().date())
+        gaps = found[target].not_scanned
+        if gaps:
+            hint = f"`inv security-scan{flags_for(target, project.default_target)}` says all of it."
+            if all(gap.by == "safety" for gap in gaps):
+                hint += " --skip-safety does without safety's opinion."
             raise ExternalError(
-                f"not everything could be scanned for {target}, so nothing was changed: {'; '.join(gaps)}",
-                "`inv security-scan` says all of it.",
+                f"not everything could be scanned for {target}, so nothing was changed: "
+                f"{'; '.join(gap.line for gap in gaps[:3])}",
+                hint,
             )
+    return found
+
+
+def _vulnerable(scans: Mapping[Target, Scan], with_this: Scanner) -> list[Vulnerable]:
+    """What counts in a layer, each advisory for itself."""
+    from layerkit.updating import Vulnerable
+
+    known: dict[tuple[str, str, str], list[Vulnerability]] = {}
+    for scanned in scans.values():
         for one in scanned.vulnerabilities:
-            for layer in one.layers if one.standing.counts else ():
-                found.setdefault((layer, one.name, one.version), []).append(one)
-    return [
-        Vulnerable(
-            layer,
-            name,
-            version,
-            tuple(sorted({one.id for one in entries})),
-            tuple(sorted({one.fixed for one in entries if one.fixed})),
-            partial(_affects, with_this, entries),
+            for layer in one.layers:
+                known.setdefault((layer, one.name, one.version), []).append(one)
+    found = []
+    for (layer, name, version), entries in sorted(known.items()):
+        ids = frozenset(id_ for one in entries for id_ in one.ids)
+        brings = cache(partial(_brings, with_this, layer, name, ids))
+        counting = {one.id: one for one in entries if one.standing.counts}
+        for id_, one in sorted(counting.items()):
+            fixed = (one.fixed,) if one.fixed else ()
+            found.append(Vulnerable(layer, name, version, (id_,), fixed, one.affects, brings))
+    return found
+
+
+def _brings(with_this: Scanner, layer: str, name: str, known: frozenset[str], version: str) -> bool:
+    """Whether something counts against a version in a layer that is not among what is ``known``."""
+    from layerkit.judging import Vulnerability, judge
+    from layerkit.sources import now
+
+    def found(advisory: Advisory) -> Vulnerability:
+        one = advisory
+        return Vulnerability(
+            name, version, (layer,), one.id, one.aliases, one.summary, one.level, one.score, None, one.url, (), (one,)
         )
-        for (layer, name, version), entries in sorted(found.items())
-    ]
 
-
-def _affects(with_this: Scanner, entries: Sequence[Vulnerability], version: str) -> bool:
-    """Whether another version has what was found, or something else that counts."""
-    if any(one.affects(version) for one in entries):
-        return True
     details = with_this.source.details
-    accepted = {entry.id for entry in with_this.exemptions}
-    return details is not None and any(not advisory.ids & accepted for advisory in details(entries[0].name, version))
+    new = [found(one) for one in details(name, version) if not one.ids & known] if details else []
+    judged, _ = judge(new, (), with_this.exemptions, with_this.fail_on, now().date())
+    return any(one.standing.counts for one in judged)
+
+
+def _refuse_new(before: Mapping[Target, Scan], after: Mapping[Target, Scan]) -> None:
+    """CheckFailed for suspicious files and banned licences that the builds ``before`` had not."""
+    from layerkit.licences import newly
+
+    wrong: list[str] = []
+    for target, scanned in after.items():
+        old = before.get(target)
+        known = set(_suspicious(old)) if old else set()
+        wrong += [
+            f"{target}: {line}" for key, lines in _suspicious(scanned).items() if key not in known for line in lines
+        ]
+        licences = {checked.subject: checked for checked in (old.licences if old else ())}
+        for checked in scanned.licences:
+            new = newly(checked, licences.get(checked.subject))
+            wrong += [f"{target}: {checked.subject}: {finding.message}" for finding in new.findings]
+            for skipped in new.skipped:
+                say(f"warning: {target}: {checked.subject}: {skipped.reason}")
+    if wrong:
+        raise CheckFailed(
+            "nothing was changed: the new builds have what the ones before had not,\n"
+            + "\n".join(f"  {line}" for line in wrong),
+            "Look at it. What does not matter gets an exception with its reason and expiry date; a licence that "
+            "METADATA has wrong is said with licences_known.",
+        )
+
+
+def _suspicious(scanned: Scan) -> dict[tuple[str, str, str], list[str]]:
+    """What counts of the suspicious files, by layer, kind and path, whatever the versions of distributions are."""
+    found: dict[tuple[str, str, str], list[str]] = {}
+    for one in scanned.suspicions:
+        if one.standing.counts:
+            path = re.sub(r"-[^-/]+(?=\.dist-info(?:/|$))", "", one.suspect.path)
+            found.setdefault((one.layer, one.suspect.kind, path), []).append(f"{one.file}: {one.suspect.what}")
+    return found
 
 
 def secure(
@@ -263,6 +344,7 @@ def secure(
     *,
     layers: Sequence[str] = (),
     dry_run: bool = False,
+    source: Source | None = None,
 ) -> Outcome:
     """What ``update --security`` does with what a scan has ``found``; ``scan`` is asked again for the new builds."""
     from layerkit.installer import Uv
@@ -281,7 +363,15 @@ def secure(
         tell=say,
     )
     document = _document(secured.lines, secured.locks, dry_run) | _security_document(secured)
-    return Outcome(document, lambda: _show_secured(secured, dry_run), 3 if secured.not_fixed or secured.left else 0)
+    if source:
+        document |= _origin(source)
+
+    def show() -> None:
+        _show_secured(secured, dry_run)
+        if source:
+            print("\n".join(asked_lines(source)))
+
+    return Outcome(document, show, 3 if secured.not_fixed or secured.left else 0)
 
 
 def _rebuild(chosen: Settings, draft: Project, layers: Sequence[str]) -> None:
@@ -339,19 +429,31 @@ def _security_document(secured: Secured) -> dict[str, Any]:
             for one in secured.not_fixed
         ],
         "left": [
-            {"layer": one.layer, "name": one.name, "version": one.version, "advisories": list(one.advisories)}
-            for one in secured.left
+            {"layer": layer, "name": name, "version": version, "advisories": advisories}
+            for (layer, name, version), advisories in _by_distribution(secured.left)
         ],
     }
+
+
+def _by_distribution(left: Sequence[Vulnerable]) -> Iterator[tuple[tuple[str, str, str], list[str]]]:
+    """All advisories about one distribution of a layer together."""
+    found: dict[tuple[str, str, str], list[str]] = {}
+    for one in left:
+        found.setdefault((one.layer, one.name, one.version), []).extend(one.advisories)
+    for key, advisories in found.items():
+        yield key, sorted(set(advisories))
 
 
 def _show_secured(secured: Secured, dry_run: bool) -> None:
     for one in secured.raises:
         print(f"{one.name} {one.before} -> {one.after}: {', '.join(one.advisories)}")
-    _show(secured.lines, secured.locks, dry_run)
+    if secured.lines or any(lock.versions for lock in secured.locks):
+        _show(secured.lines, secured.locks, dry_run)
+    elif not (secured.raises or secured.not_fixed):
+        print("Nothing was found that counts, so there is nothing to fix.")
     for lacking in secured.not_fixed:
         print(f"not fixed: {lacking.name} {lacking.version} ({', '.join(lacking.advisories)}): {lacking.reason}")
         if lacking.hint:
             print(f"  {lacking.hint}")
-    for left in secured.left:
-        print(f"still found: {left.layer}: {left.name} {left.version}: {', '.join(left.advisories)}")
+    for (layer, name, version), advisories in _by_distribution(secured.left):
+        print(f"still found: {layer}: {name} {version}: {', '.join(advisories)}")

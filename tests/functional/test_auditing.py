@@ -126,6 +126,15 @@ def test_what_an_answer_skips_or_lacks_is_not_scanned() -> None:
     }
 
 
+def test_one_reason_for_all_that_are_skipped() -> None:
+    """PyPI's reason ends with what it is about."""
+    words = "Dependency not found on PyPI and could not be audited"
+    skipped = [{"name": name, "skip_reason": f"{words}: {name} ({version})"} for name, version in ASKED]
+    answer = read_answer(json.dumps({"dependencies": skipped}), ASKED)
+    assert {one.not_scanned for one in answer.values()} == {f"pip-audit skipped it: {words}"}
+    assert all(one.by_service for one in answer.values())
+
+
 def test_an_answer_about_another_version_is_none() -> None:
     entry = {"name": "Six", "version": "1.16.0", "vulns": []}
     answer = read_answer(json.dumps({"dependencies": [entry]}), [("six", "1.17.0")])
@@ -247,6 +256,25 @@ def test_one_odd_answer_is_found_among_good_ones(tmp_path: Path) -> None:
     assert reasons == {"d5": "the advisory service's answer is not one of its kind (KeyError: 7)"}
     asked = [names for _, _, names in calls(tmp_path)]
     assert [len(names) for names in asked] == [8, 4, 4, 2, 2, 1, 1]
+
+
+REFUSED = "sys.exit('requests.exceptions.HTTPError: {} Client Error: Not Found for url: http://h/')"
+
+
+def test_an_error_about_one_is_not_said_of_others(tmp_path: Path) -> None:
+    behaviour = f"if 'd5' in names: {REFUSED.format(404)}\nanswer()"
+    answer = fake(tmp_path, behaviour).audit(NUMBERED)
+    assert {name: one.not_scanned for (name, _), one in answer.items() if one.not_scanned} == {
+        "d5": "the advisory service answered 404 Not Found"
+    }
+    assert answer["d5", "1.0"].by_service
+
+
+def test_an_error_that_ends_a_run_is_not_said_to_be_about_each(tmp_path: Path) -> None:
+    answer = fake(tmp_path, REFUSED.format(403)).audit(NUMBERED)
+    assert {one.not_scanned for one in answer.values()} == {
+        "the advisory service answered 403 Not Found, about one of those that pip-audit was asking for at once"
+    }
 
 
 def test_a_service_that_is_no_good_is_not_asked_for_each(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ import pytest
 from layerkit.advisories import Level, merge, parse_advisory
 from layerkit.advisorydb import Store, import_archive
 from layerkit.errors import ConfigurationError, ExternalError
-from layerkit.osv import Service, as_document, serve, update
+from layerkit.osv import Service, as_document, serve, shown_address, update
 from tests.support import osv
 from tests.support.osv import KNOWN, Document, archive, document
 
@@ -104,6 +104,7 @@ def test_the_client_reads_what_the_database_says(store: Store) -> None:
         {**URLLIB3, "severity": [{"type": "CVSS_V2", "score": "AV:N/AC:L/Au:N/C:P/I:P/A:P"}]},
         {**URLLIB3, "database_specific": {"severity": "MODERATE"}},
         document("X-1", "a", {"introduced": "soon"}, {"fixed": "later"}, versions=["1", "odd"]),
+        document("X-1", "a", {"introduced": "0"}, {"fixed": "1"}, {"fixed": "2"}, {"introduced": "3"}),
     ],
 )
 def test_an_answer_is_read_as_it_was_meant(one: Document) -> None:
@@ -121,7 +122,7 @@ def test_an_answer_has_nothing_that_pip_audit_trips_over(tmp_path: Path) -> None
         "X-1", "A.b", {"introduced": "0"}, {"fixed": "the next one"}, published="2024-01-01T00:00:00.123456789Z"
     )
     one["affected"] += [{"ranges": [{"type": "GIT", "events": [{"introduced": "0"}]}]}]
-    import_archive(io.BytesIO(archive([one])), tmp_path / "db")
+    import_archive(io.BytesIO(archive([one, KNOWN])), tmp_path / "db")
     with Store.open(tmp_path / "db") as opened, serve(opened) as service:
         _, answer = post(service.query_url, question("a-b", "1.0"))
     (vulnerability,) = answer["vulns"]
@@ -339,6 +340,11 @@ def test_what_is_not_tls_is_not_talked_to() -> None:
         "https://user:hunter2@osv.example",
         "user:hunter2@osv.example",
         "https://user:hunter2/3@osv.example/v1",
+        "https://@osv.example",
+        "https://api..osv.example",
+        f"https://{'a' * 64}.example",
+        "https://osv.example/\u00fc",
+        "https://osv.example/a b",
         "",
     ],
 )
@@ -349,6 +355,24 @@ def test_addresses_that_are_not_asked(url: str, tmp_path: Path) -> None:
         assert "hunter2" not in str(caught.value)
         assert "https" in caught.value.hint
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_follows_an_address_can_not_be_asked_and_is_not_shown() -> None:
+    with pytest.raises(ConfigurationError, match=r"^osv\.example is not") as caught:
+        Service("https://osv.example?key=hunter2")
+    assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("https://osv.example/PyPI/all.zip", "https://osv.example/PyPI/all.zip"),
+        ("https://osv.example:8443/all.zip?key=hunter2#x", "https://osv.example:8443/all.zip"),
+        ("http://[::1]:80/a@b", "http://[::1]:80/a@b"),
+    ],
+)
+def test_what_is_shown_of_an_address(url: str, shown: str) -> None:
+    assert shown_address(url) == shown
 
 
 @pytest.fixture

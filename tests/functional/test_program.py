@@ -37,6 +37,10 @@ def web(checkout: Checkout) -> Checkout:
         (["build", "--jobs", "many"], "--jobs needs a whole number, not 'many'"),
         (["build", "--jobs", "-2"], "--jobs must be 1 or more"),
         (["build", "--nonsense"], "No idea what '--nonsense' is!"),
+        (["build", "--locked", "--nonsense"], "No idea what '--nonsense' is!"),
+        (["security-scan", "--skip-safety", "--bogus"], "No idea what '--bogus' is!"),
+        (["update", "--skip-safety"], "--skip-safety is for a scan, and without --security there is none"),
+        (["update", "--source", "auto"], "--source is for a scan, and without --security there is none"),
         (["bild"], "No idea what 'bild' is!"),
         (["--help", "bild"], "No idea what 'bild' is!"),
         (["--list", "bild"], "Sub-collection 'bild' not found!"),
@@ -72,6 +76,13 @@ def test_wrong_input_is_one_message_and_exit_code_2(web: Checkout, words: list[s
         ("layerkit: {runtimes: x}", "layerkit.runtimes is not a setting"),
         ("layerkit: {jobs: x}", "layerkit.jobs must be a whole number"),
         ("layerkit: {runtime: python2}", "layerkit.runtime: 'python2'"),
+        ("layerkit: {safety: off}", 'write safety: "off"'),
+        (
+            "layerkit:\n  exceptions:\n  - {id: x, reason: y, expires: 2030-13-01}",
+            "layerkit: invoke.yaml:3: there is no day 2030-13-01 (month must be in 1..12).\n",
+        ),
+        ("layerkit: {exceptions: {id: x}}", "invoke.yaml: layerkit.exceptions must be a list, not {'id': 'x'}."),
+        ("layerkit: {licences_known: [x]}", "invoke.yaml: layerkit.licences_known must be names with values, not"),
     ],
 )
 def test_a_wrong_invoke_yaml(web: Checkout, yaml: str, what: str) -> None:
@@ -80,6 +91,21 @@ def test_a_wrong_invoke_yaml(web: Checkout, yaml: str, what: str) -> None:
     assert done.returncode == 2
     assert what in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_file_of_settings_that_is_named(web: Checkout, tmp_path: Path) -> None:
+    named = tmp_path / "other.yaml"
+    named.write_text("layerkit: {exceptions: {id: x}}\n")
+    done = web.inv("--config", str(named), "build")
+    assert (done.returncode, f"{named}: layerkit.exceptions must be a list" in done.stderr) == (2, True), done.stderr
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_a_stdout_that_has_not_every_letter(web: Checkout, encoding: str) -> None:
+    cache = web.root / "cache\u2026"
+    done = web.inv("doctor", env={"PYTHONIOENCODING": encoding, "LAYERKIT_CACHE_DIR": str(cache)})
+    assert "Traceback" not in done.stderr
+    assert "\\u2026" in done.stdout
 
 
 def test_a_wrong_setting_in_the_environment(web: Checkout) -> None:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from uuid import UUID
 
 import pytest
 
+from layerkit.errors import CheckFailed
 from layerkit.licences import Licence
-from layerkit.model import Manifest
+from layerkit.model import Manifest, Optimized
 from layerkit.sbom import sbom
 from tests.support.checkouts import HERE, Checkout
 from tests.support.index import Index
@@ -198,6 +201,21 @@ def test_a_distribution_that_is_not_the_one_that_was_installed_has_no_hash(built
     (tree / "base-1.5.dist-info").rename(tree / "base-9.9.dist-info")
     (component,) = document_of(built, "core")["components"]
     assert (component["version"], "hashes" in component) == ("9.9", False)
+
+
+def test_a_distribution_without_metadata_is_not_left_out_in_silence(built: Checkout) -> None:
+    tree = built.project.tree_path("web", HERE)
+    for name in ("quick", "turbo"):
+        shutil.rmtree(tree / f"{name}-1.5.dist-info")
+    with pytest.raises(CheckFailed, match="the tree of web has no metadata of quick, turbo, which was built into it"):
+        text_of(built, "web")
+    done = built.inv("sbom", "--runtime", HERE.runtime, "--architecture", HERE.architecture)
+    assert (done.returncode, "inv build --clean --layer web" in done.stderr) == (3, True), done.stderr
+    assert not (built.root / "reports").exists()
+    # What an optimization took as a whole is said of the layer, and is not missing.
+    manifest = replace(manifest_of(built, "web"), optimized=Optimized(left_out={"quick": "1.5", "turbo": "1.5"}))
+    document = json.loads(sbom(built.project.layers["web"], manifest, tree))
+    assert {entry["name"] for entry in document["components"]} == {"middle-part", "top"}
 
 
 def test_a_layer_of_own_code_alone(checkout: Checkout) -> None:

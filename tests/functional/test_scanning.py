@@ -9,6 +9,8 @@ import json
 import os
 import re
 import shutil
+import sqlite3
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, date, datetime, timedelta
 from hashlib import sha256
@@ -27,7 +29,7 @@ from layerkit.safety import Database, SafetyAnswer, SafetyFinding
 from layerkit.scanning import Result, Scan, Scanner, scan
 from layerkit.sources import Source, opened
 from layerkit.virtualenvs import environment, requirements_of
-from tasks.scanning import FORMATS, rendered, scan_document
+from tasks.scanning import FORMATS, asked_lines, rendered, scan_document
 from tests.support.calls import Caller
 from tests.support.checkouts import HERE, REPOSITORY, Checkout
 from tests.support.index import Index
@@ -74,12 +76,16 @@ def built(checkout: Checkout, index: Index, target: Target = HERE, **layers: str
     return checkout
 
 
+TREE_CHANGED = "changed:./"
+"""What a tree as a whole is called that is not as it was built."""
+
+
 def tree_of(checkout: Checkout, name: str = "web", target: Target = HERE) -> Path:
     return checkout.project.tree_path(name, target)
 
 
 def write(tree: Path, path: str, content: bytes, distribution: str = "") -> None:
-    """Put a file into a tree, and into the RECORD of a distribution."""
+    """Put a file into a tree, and into the RECORD of a distribution: what tells it then is the tree as a whole."""
     (tree / path).parent.mkdir(parents=True, exist_ok=True)
     (tree / path).write_bytes(content)
     if distribution:
@@ -132,6 +138,12 @@ def scanned(checkout: Checkout, *names: str, said: Said | None = None, **options
 def by_safety(id_: str = "70000", *aliases: str, **changes: Any) -> SafetyFinding:
     values: dict[str, Any] = {"summary": "", "level": "unknown", "score": None, "fixed": (), "url": ""}
     return SafetyFinding("requests", "1.0", id=id_, aliases=aliases, **(values | changes))
+
+
+def flags_for(default: Target) -> list[str]:
+    """What a command needs so that it is about this machine's target."""
+    flags = [] if HERE.runtime == default.runtime else ["--runtime", HERE.runtime]
+    return flags + ([] if HERE.architecture == default.architecture else ["--architecture", HERE.architecture])
 
 
 def first_line(found: Scan) -> str:
@@ -229,9 +241,40 @@ def test_without_an_advisory_the_programs_words_count(checkout: Checkout, index:
     found = scanned(checkout, source=source(details=broken), said=said, fail_on=Level.CRITICAL)
     (one,) = found.vulnerabilities
     assert (one.level, one.fixed, one.summary, one.aliases) == (Level.UNKNOWN, "1.2", "It leaks", ("CVE-1",))
-    assert found.exit_code == 3  # unknown counts above every threshold
-    assert found.warnings == (
-        "what the advisories about requests 1.0 say is not known: osv.example answers /v1/query with HTTP 500.",
+    assert one.standing.counts  # unknown counts above every threshold
+    assert found.exit_code == 4
+    assert [(gap.by, gap.what, gap.reason, gap.hint) for gap in found.not_scanned] == [
+        ("the advisory database", ("requests 1.0",), "osv.example answers /v1/query with HTTP 500", "Later.")
+    ]
+
+
+def test_what_pip_audit_calls_clean_is_asked_for_again(checkout: Checkout, index: Index) -> None:
+    """It takes an answer that is malformed for one that nothing is known."""
+    built(checkout, index, web="requests==1.0\nsix==1.0\nurllib3==1.0\n")
+    known = parse_advisory(document("PYSEC-1", "requests", {"introduced": "0"}, {"fixed": "1.2"}, severity=SEVERE))
+    asked: list[str] = []
+
+    def details(name: str, version: str) -> Any:
+        asked.append(name)
+        if name == "six":
+            raise ExternalError("osv.example does not answer as OSV does: an object was expected.", "Check it.")
+        return (known,) if name == "requests" else ()
+
+    found = scanned(checkout, source=source(details=details), said={"urllib3": "no answer"})
+    assert sorted(asked) == ["requests", "six"]
+    (one,) = found.vulnerabilities
+    assert (one.id, one.level, one.fixed, one.found_by) == ("PYSEC-1", Level.HIGH, "1.2", ("the advisory database",))
+    assert {entry.name: (entry.result, entry.reasons) for entry in found.distributions} == {
+        "requests": (Result.VULNERABLE, ()),
+        "six": (
+            Result.NOT_SCANNED,
+            ("the advisory database: osv.example does not answer as OSV does: an object was expected",),
+        ),
+        "urllib3": (Result.NOT_SCANNED, ("pip-audit: no answer",)),
+    }
+    assert found.exit_code == 4
+    assert "not scanned by the advisory database: six 1.0 of web: osv.example does not answer" in rendered(
+        found, "text"
     )
 
 
@@ -301,7 +344,7 @@ def test_a_source_that_can_not_be_asked_is_one_reason(checkout: Checkout, index:
     text = rendered(found, "text")
     assert "not scanned by pip-audit: d0 1.0, d1 1.0, d2 1.0, d3 1.0 and 2 more of web: osv.example can't" in text
     assert "  Check it." in text.splitlines()
-    assert "Asked: nobody could be." in text
+    assert "Asked:" not in text
     assert found.exit_code == 4
 
 
@@ -313,7 +356,7 @@ def test_a_program_that_can_not_be_had_leaves_the_rest(checkout: Checkout, index
     assert [(one.by, one.reason, one.hint) for one in found.not_scanned] == [
         ("pip-audit", "its environment can't be made", "Check uv.")
     ]
-    assert [one.id for one in found.suspicions] == ["secret:key.txt"]
+    assert [one.id for one in found.suspicions] == ["secret:key.txt", TREE_CHANGED]
 
 
 def test_safetys_silence_is_no_pass(checkout: Checkout, index: Index) -> None:
@@ -339,9 +382,11 @@ def test_a_layer_that_is_not_built_is_not_scanned(checkout: Checkout, index: Ind
     checkout.layer("more", "")
     found = scanned(checkout)
     assert found.exit_code == 4
-    assert f"not scanned by the scan: the layer of more: it is not built for {HERE}\n  inv build --layer more" in (
-        rendered(found, "text")
-    )
+    text = rendered(found, "text")
+    command = "inv build --layer more" + "".join(f" {part}" for part in flags_for(checkout.project.default_target))
+    assert f"not scanned: more is not built for {HERE}\n  {command}\n" in text
+    assert "Asked: pip-audit asked osv.example." in text
+    assert "Asked:" not in rendered(scanned(checkout, "more"), "text")
 
 
 def test_a_build_that_is_not_of_its_lock_is_told(checkout: Checkout, index: Index) -> None:
@@ -351,7 +396,8 @@ def test_a_build_that_is_not_of_its_lock_is_told(checkout: Checkout, index: Inde
     checkout.lock(HERE)
     found = scanned(checkout)
     assert found.warnings == (
-        "the build of web was scanned, and its lock says otherwise now of requests: inv build --layer web",
+        "the build of web was scanned, and its lock says otherwise now of requests: "
+        + " ".join(["inv build --layer web", *flags_for(checkout.project.default_target)]),
     )
     assert [(one.name, one.version) for one in found.distributions] == [("requests", "1.0"), ("six", "1.0")]
 
@@ -450,6 +496,7 @@ def test_suspicious_files_by_place(checkout: Checkout, index: Index) -> None:
     found = scanned(checkout)
     place = checkout.project.relative(tree_of(checkout))
     assert {(one.file, one.suspect.line) for one in found.suspicions} == {
+        (place, 0),  # it is not the tree that was built
         (f"{place}/requests_data/notes.md", 3),
         (f"{place}/requests_data/settings.txt", 2),
         (f"{place}/requests_data/settings.txt", 3),
@@ -459,7 +506,8 @@ def test_suspicious_files_by_place(checkout: Checkout, index: Index) -> None:
     assert "What to do about a secret" in text
     assert found.exit_code == 3
     exemptions = tuple(
-        Exemption(f"secret:requests_data/{name}", "revoked", TODAY, "") for name in ("notes.md", "settings.txt")
+        Exemption(id_, "revoked", TODAY, "")
+        for id_ in ("secret:requests_data/notes.md", "secret:requests_data/settings.txt", TREE_CHANGED)
     )
     assert scanned(checkout, exemptions=exemptions).exit_code == 0
 
@@ -478,7 +526,41 @@ def test_what_others_wrote_moves_no_cursor_and_makes_no_link(checkout: Checkout,
     if form == "markdown":
         assert re.findall(r"(?<!\\)\]\((.*?)\)", text) == ["https://osv.dev/vulnerability/PYSEC-1"]
         assert not re.search(r"(?<!\\)<", text)
-        assert all(line.count("|") - line.count("\\|") == 7 for line in text.splitlines() if line.startswith("|"))
+        assert all(line.count("|") - line.count("\\|") == 8 for line in text.splitlines() if line.startswith("|"))
+
+
+@pytest.mark.parametrize("form", ["text", "markdown"])
+def test_a_name_begins_no_line(checkout: Checkout, index: Index, form: str) -> None:
+    built(checkout, index, web="requests==1.0\n")
+    (tree_of(checkout) / "x\nAsked: nobody.\r\u2028warning: all is well\n").write_bytes(b"x")
+    missing = Skipped("safety", "", "no\nAsked: nobody.", "hint\nAsked: nobody.")
+    lines = rendered(scanned(checkout, screen=lambda pins: missing), form, verbose=True).splitlines()
+    assert [line for line in lines if line.startswith("Asked:")] == ["Asked: pip-audit asked osv.example."]
+    assert not [line for line in lines if line.startswith("warning: all")]
+
+
+def test_who_found_it_is_said_in_each_form(checkout: Checkout, index: Index) -> None:
+    built(checkout, index, web="requests==1.0\n")
+    found = scanned(
+        checkout, said={"requests": [Reported("PYSEC-1", ("CVE-1",))]}, screen=screening(by_safety("7", "CVE-1"))
+    )
+    for form in ("text", "json", "markdown", "sarif"):
+        assert re.search(r"pip-audit\W+safety", rendered(found, form)), form
+
+
+def test_who_was_asked_can_be_told_elsewhere() -> None:
+    assert asked_lines(source(notes=("old\ndata",), date=NOW)) == [
+        "warning: old\\ndata",
+        "Advisories are those of osv.example (newest advisory: 2026-11-25).",
+    ]
+    assert asked_lines(source(problem="it can't be reached")) == []
+
+
+def test_what_it_took_to_open_the_source_is_among_the_times(checkout: Checkout, index: Index) -> None:
+    built(checkout, index, web="requests==1.0\n")
+    found = scanned(checkout, seconds={"opening the source": 1.5})
+    assert "opening the source: 1.50 s" in rendered(found, "text", verbose=True)
+    assert {"pip-audit", "advisories", "opening the source"} <= set(found.seconds)
 
 
 def test_a_table_cuts_long_words_and_names_a_distribution_once(checkout: Checkout, index: Index) -> None:
@@ -528,7 +610,8 @@ def test_as_json(checkout: Checkout, index: Index) -> None:
         "reasons": ["pip-audit: no answer"],
     }
     assert [(one["id"], one["path"], one["line"]) for one in document_["suspects"]] == [
-        ("secret:key.txt", f"{checkout.project.relative(tree_of(checkout))}/key.txt", 1)
+        ("secret:key.txt", f"{checkout.project.relative(tree_of(checkout))}/key.txt", 1),
+        (TREE_CHANGED, checkout.project.relative(tree_of(checkout)), None),
     ]
     assert document_["exit_code"] == 4
 
@@ -563,15 +646,19 @@ def test_as_sarif(checkout: Checkout, index: Index) -> None:
     )
     (run,) = json.loads(rendered(found, "sarif"))["runs"]
     rules = [result["ruleId"] for result in run["results"]]
-    assert rules == ["GHSA-1", "suspect/secret", "suspect/secret", "suspect/secret"]
+    assert rules == ["GHSA-1", "suspect/changed", "suspect/secret", "suspect/secret", "suspect/secret"]
     locations = {result["locations"][0]["physicalLocation"]["artifactLocation"]["uri"] for result in run["results"]}
     place = checkout.project.relative(tree_of(checkout))
     assert locations == {
         f"layers/web/locks/{HERE}.txt",
+        place,
         f"{place}/requests_data/notes.md",
         f"{place}/requests_data/settings.txt",
     }
     assert run["invocations"][0]["executionSuccessful"] is False
+    region = run["results"][0]["locations"][0]["physicalLocation"]["region"]
+    lock = (checkout.root / "layers" / "web" / "locks" / f"{HERE}.txt").read_text().splitlines()
+    assert lock[region["startLine"] - 1].startswith("requests==1.0")
     exempt = scanned(
         checkout,
         source=source(known),
@@ -596,7 +683,7 @@ ADVISORIES = [
 def store(tmp_path: Path, *documents: Document, name: str = "store") -> Path:
     path = tmp_path / name / "pypi.sqlite"
     path.parent.mkdir()
-    import_archive(io.BytesIO(archive(documents)), path, source="tests", now=NOW)
+    import_archive(io.BytesIO(archive([*documents, KNOWN])), path, source="tests", now=NOW)
     return path
 
 
@@ -611,6 +698,22 @@ def test_the_local_database_says_how_old_it_is(tmp_path: Path) -> None:
     with opened("local", "", tmp_path / "none.sqlite", NOW) as found:
         assert found.problem == "There is no local database of advisories"
         assert "inv advisories-update" in found.hint
+
+
+def test_a_local_database_that_is_no_copy_of_osvs_is_a_problem(tmp_path: Path) -> None:
+    path = store(tmp_path, *ADVISORIES)
+    connection = sqlite3.connect(path)
+    gone = json.dumps({**KNOWN, "withdrawn": "2024-01-01T00:00:00Z"}).encode()
+    connection.execute("UPDATE advisories SET document = ? WHERE id = ?", (zlib.compress(gone), KNOWN["id"]))
+    connection.commit()
+    connection.close()
+    with opened("local", "", path, NOW) as found:
+        assert "is no copy of OSV's data: it has no advisory about jinja2 2.4.1" in found.problem
+        assert "inv advisories-update" in found.hint
+    with serve(ADVISORIES, "down") as osv, opened("auto", osv.url, path, NOW) as found:
+        assert "is no copy of OSV's data" in found.problem
+    with opened("pypi", "", path, NOW) as found:
+        assert found.details is None
 
 
 def test_auto_takes_the_service_and_the_local_database_when_it_can_not_be_had(tmp_path: Path) -> None:
@@ -656,15 +759,22 @@ def test_pypi_says_where_its_severities_are_from(tmp_path: Path, has_store: bool
         ({"output": "/tmp/scan.txt"}, "--output: '/tmp/scan.txt' is not a file below the checkout."),
         ({"output": ""}, "--output: '' is not a file below the checkout."),
         ({"output": "layers"}, "--output: 'layers' is not a file below the checkout."),
+        ({"output": "layers/web/new.txt"}, "--output: 'layers/web/new.txt' is no place for a report."),
+        ({"output": "reports/../dist/web.zip"}, "--output: 'reports/../dist/web.zip' is no place for a report."),
+        ({"output": ".layerkit/scan.txt"}, "--output: '.layerkit/scan.txt' is no place for a report."),
+        ({"output": "tasks.py"}, "--output: 'tasks.py' is no place for a report."),
+        ({"output": "template.yaml"}, "--output: 'template.yaml' is there already."),
         ({"layer": ["nobody"]}, "nobody"),
     ],
 )
 def test_wrong_usage(call: Caller, checkout: Checkout, flags: dict[str, Any], said: str) -> None:
     checkout.layer("web", "")
+    (checkout.root / "template.yaml").write_text("mine")
     done = call("security-scan", **flags)
     assert done.code == 2
     assert said in done.err
     assert done.out == ""
+    assert (checkout.root / "template.yaml").read_text() == "mine"
 
 
 def test_an_output_through_a_link_out_of_the_checkout_is_refused(
@@ -742,7 +852,25 @@ def test_a_service_that_goes_down_in_the_middle(pip_audit: None, checkout: Check
         osv.mode = "500"
         found = scanned(checkout, source=asked, audit=Auditor(python, asked.query_url).audit_trees)
     assert found.exit_code == 4
-    assert [one.reason for one in found.not_scanned] == ["the advisory service answered 500 Internal Server Error"]
+    (gap,) = found.not_scanned
+    assert gap.reason == "the advisory service answered 500 Internal Server Error"
+    assert "--source local" in gap.hint
+
+
+@pytest.mark.online
+@pytest.mark.parametrize("answer", [b"[]", b"null", b'{"vulns": [], "next_page_token": "1"}'])
+def test_an_answer_that_pip_audit_takes_for_clean_is_not(
+    pip_audit: None, checkout: Checkout, index: Index, cache: Path, answer: bytes
+) -> None:
+    from layerkit.auditing import Auditor
+
+    built(checkout, index, web="thing==1.0\n")
+    python = environment(NAME, requirements_of(NAME), REPOSITORY, lambda text: None)
+    with serve(ADVISORIES) as osv, opened("osv", osv.url, cache / "none", NOW) as asked:
+        osv.mode, osv.malformed = "malformed", answer
+        found = scanned(checkout, source=asked, audit=Auditor(python, asked.query_url).audit_trees)
+    assert found.exit_code == 4
+    assert [(gap.by, gap.what) for gap in found.not_scanned] == [("the advisory database", ("thing 1.0",))]
 
 
 @pytest.mark.online
@@ -795,7 +923,9 @@ def test_the_program_as_a_process(pip_audit: None, checkout: Checkout, index: In
 
         done = checkout.inv("security-scan", "--skip-safety", *FLAGS, "--json", env=env)
         assert json.loads(done.stdout)["exit_code"] == done.returncode == 0
-        assert [question["package"]["name"] for _, question in osv.asked].count("safe") == 6
+        assert [question["package"]["name"] for _, question in osv.asked].count(
+            "safe"
+        ) == 12  # each time by pip-audit, and by the scan
 
 
 @pytest.mark.online
@@ -858,19 +988,24 @@ def test_the_sarif_of_a_scan_is_valid_by_the_schema(
     assert done.code == 3
     log = json.loads((checkout.root / "reports/scan.sarif").read_text())
     assert [error.message for error in Draft7Validator(schema, format_checker=FormatChecker()).iter_errors(log)] == []
-    assert {result["ruleId"] for result in log["runs"][0]["results"]} == {"PYSEC-9", "suspect/secret"}
+    assert {result["ruleId"] for result in log["runs"][0]["results"]} == {
+        "PYSEC-9",
+        "suspect/changed",
+        "suspect/secret",
+    }
 
 
 # ---- advisories-update ----
 
 
 def test_a_broken_archive_changes_nothing(call: Caller, tmp_path: Path) -> None:
-    (tmp_path / "all.zip").write_bytes(archive(ADVISORIES))
+    (tmp_path / "all.zip").write_bytes(archive([*ADVISORIES, KNOWN]))
     assert call("advisories-update", from_=str(tmp_path / "all.zip")).code == 0
     before = store_path().read_bytes()
     broken = {
         "cut.zip": archive(ADVISORIES)[:-40],
         "other.zip": archive([{"id": "x"}]),
+        "small.zip": archive(ADVISORIES),
         "none.zip": b"<html>",
     }
     for name, content in broken.items():
@@ -900,6 +1035,24 @@ def test_the_published_archive_is_downloaded(call: Caller) -> None:
     assert store_path().read_bytes() == before
 
 
+@pytest.mark.parametrize("address", ["https://me:hunter2@osv.example/all.zip", "https://osv..example/?key=hunter2"])
+def test_an_address_is_checked_before_it_is_shown(call: Caller, address: str) -> None:
+    done = call("advisories-update", settings={"advisories_url": address})
+    assert done.code == 2
+    assert "osv" in done.err
+    assert "hunter2" not in done.out + done.err
+
+
+def test_a_key_in_an_address_is_neither_shown_nor_kept(call: Caller) -> None:
+    with serve(mode="malformed") as osv:  # which gives the same answer whatever the query
+        osv.malformed = archive([*ADVISORIES, KNOWN])
+        done = call("advisories-update", settings={"advisories_url": f"{osv.archive_url}?key=hunter2"}, json=True)
+        assert (done.code, done.document["source"]) == (0, osv.archive_url)
+    assert f"downloading {osv.archive_url} ..." in done.err
+    assert "hunter2" not in done.out + done.err
+    assert b"hunter2" not in store_path().read_bytes()
+
+
 # ---- sbom ----
 
 
@@ -918,12 +1071,13 @@ def test_a_bill_of_materials_is_written_and_the_same_each_time(call: Caller, che
 
 def test_a_bill_of_materials_elsewhere_or_of_nothing(call: Caller, checkout: Checkout, index: Index) -> None:
     built(checkout, index, web="thing==1.0\n")
-    for output in ("../sbom", "", "layers/web/requirements.txt"):
+    for output in ("../sbom", "", "layers/web/requirements.txt", "layers/web", "dist", ".layerkit/x"):
         assert call("sbom", output=output, **FOR_HERE).code == 2
     checkout.layer("more", "")
     done = call("sbom", **FOR_HERE)
     assert done.code == 3
     assert "more is not built" in done.err
+    assert "inv build --layer more" in done.err
     assert not (checkout.root / "reports").exists()
     assert call("sbom", layer=["web"], output="here", **FOR_HERE).code == 0
     assert [path.name for path in (checkout.root / "here").iterdir()] == [f"web-{HERE}.cdx.json"]

@@ -7,8 +7,9 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
 
@@ -18,22 +19,39 @@ from invoke.context import Context
 from invoke.exceptions import Exit
 from packaging.specifiers import SpecifierSet
 
+from layerkit.advisories import Advisory, applies, parse_advisory
+from layerkit.auditing import Audited, Pin, Reported, carried_by
 from layerkit.building import build, plan_build
 from layerkit.builds import builds, read_verdict
 from layerkit.drafts import finish_update
 from layerkit.errors import CheckFailed, ConfigurationError, ExternalError, Incomplete
 from layerkit.installer import Uv
 from layerkit.locking import finish_locks, stale
-from layerkit.model import Target
+from layerkit.model import Exemption, Skipped, Target
 from layerkit.project import Project
-from layerkit.updating import NoRaise, Outdated, Raise, Secured, Updated, Vulnerable, outdated, smallest_raise, update
+from layerkit.scanning import Scanner
+from layerkit.sources import Source
+from layerkit.updating import (
+    NoRaise,
+    Outdated,
+    Raise,
+    Secured,
+    Updated,
+    Vulnerable,
+    flags_for,
+    outdated,
+    smallest_raise,
+    update,
+)
 from layerkit.updating import update_security as secure
 from tasks.settings import DEFAULTS, Settings, settings
 from tasks.updating import outdated as outdated_task
 from tasks.updating import secure as secure_task
+from tasks.updating import secure_by_scan
 from tasks.updating import update as update_task
 from tests.support.checkouts import HERE, REPOSITORY, TARGET, VERSION, Checkout
 from tests.support.index import Index
+from tests.support.osv import Document, document
 from tests.support.wheels import make_sdist, make_wheel
 
 ARM = Target("python3.13", "arm64")
@@ -700,6 +718,44 @@ def test_what_no_raise_fixes_is_told_and_the_rest_is_fixed(built: Checkout) -> N
     assert {(one.name, one.advisories) for one in done.left} == {("num", ("B-1",)), ("learn", ("B-2",))}
 
 
+def test_what_has_no_fix_does_not_hold_up_what_has_one(built: Checkout) -> None:
+    """All about one distribution: two that 1.5 fixes, one that nothing does, one whose fix does not resolve."""
+    about = {
+        "A-1": ("num", "<1.5", ("1.5",)),
+        "A-2": ("num", "<1.2", ("1.2",)),
+        "B-1": ("num", ">0", ()),
+        "C-1": ("num", "<3", ("3.0",)),
+    }
+    done = Fixing(built, about)()
+    assert [(one.before, one.after, one.advisories) for one in done.raises] == [("1.0", "1.5", ("A-1", "A-2"))]
+    reasons = {one.advisories: one.reason for one in done.not_fixed}
+    assert reasons.keys() == {("B-1",), ("C-1",)}
+    assert reasons["B-1",] == "no version is known that fixes it"
+    assert reasons["C-1",].startswith("together with A-1, A-2: the layers can't have one version of everything")
+    assert {advisory for one in done.left for advisory in one.advisories} == {"B-1", "C-1"}
+    assert "num==1.5  # the old one" in text(built, "core")
+
+
+def test_fixes_that_do_not_go_together(built: Checkout) -> None:
+    """What fixes the one has the other, so the nearer is taken and the other is told."""
+    about = {"A-1": ("num", "!=1.5", ("1.5",)), "A-2": ("num", "<2", ("2.0",))}
+    done = Fixing(built, about)()
+    assert [(one.after, one.advisories) for one in done.raises] == [("1.5", ("A-1",))]
+    (left,) = done.not_fixed
+    assert (left.advisories, left.reason) == (
+        ("A-2",),
+        "together with A-1: no version is known that fixes it",
+    )
+
+
+def test_a_fix_that_brings_something_else_is_passed_over(stack: Checkout) -> None:
+    brings = SpecifierSet(">=1.5,<2.0")
+    found = Vulnerable("core", "num", "1.0", ("A-1",), ("1.5",), lambda version: version < "1.5", brings.contains)
+    assert smallest(stack, found).after == "2.0"
+    worse = Vulnerable("core", "num", "1.0", ("A-1",), ("1.5",), lambda version: version < "1.5", lambda version: True)
+    assert smallest(stack, worse).reason == "1.5 fixes it, and there is something else against it and all newer ones"
+
+
 def test_one_raise_may_take_another_along(built: Checkout, index: Index) -> None:
     make_wheel(index.folder, "learn", "1.3", requires=["jobs>=2", "num<3"])
     done = Fixing(built, {"A-1": ("learn", "<1.3", ("1.3",)), "A-2": ("jobs", "<1.5", ("1.5",))})()
@@ -972,3 +1028,147 @@ def built_status(checkout: Checkout) -> list[dict[str, Any]]:
     layers = json.loads(done.stdout)["layers"]
     assert isinstance(layers, list)
     return layers
+
+
+# ---- held against all that a scan looks at ----
+
+OLD = datetime(2026, 1, 2, tzinfo=UTC)
+FIXED = document("PYSEC-1", "num", {"introduced": "0"}, {"fixed": "1.5"}, aliases=["CVE-1"])
+NO_FIX = document("PYSEC-2", "num", {"introduced": "0"})
+GPL = {"extra": "GPL-3.0-only"}
+ON_THE_FIX = document("PYSEC-3", "num", {"introduced": "1.5"}, {"fixed": "2.0"}, aliases=["CVE-3"])
+
+
+def with_this(*documents: Document, **options: Any) -> Scanner:
+    """A scan of advisories that are at hand; what pip-audit does is to look them up."""
+    advisories = [parse_advisory(one) for one in documents]
+
+    def known(name: str, version: str) -> tuple[Advisory, ...]:
+        return tuple(one for one in advisories if applies(one, name, version))
+
+    def audit(trees: Mapping[Path, Iterable[Pin]]) -> dict[Path, tuple[Audited, ...]]:
+        return {
+            tree: tuple(
+                Audited(*pin, tuple(Reported(one.id, one.aliases) for one in known(*pin)), reason)
+                for pin, reason in sorted(carried_by(tree, expected).items())
+            )
+            for tree, expected in trees.items()
+        }
+
+    source = Source("local", "the local database", None, known, OLD, ("it is old",))
+    return Scanner(source, options.pop("audit", audit), options.pop("screen", None), **options)
+
+
+@pytest.fixture
+def chosen(built: Checkout, monkeypatch: pytest.MonkeyPatch) -> Settings:
+    """The settings for the stack as it is built here, which a security update would build again."""
+    monkeypatch.setenv("LAYERKIT_ROOT", str(built.root))
+    values = {**DEFAULTS, "runtime": HERE.runtime, "architecture": HERE.architecture}
+    values["interpreters"] = {VERSION: sys.executable}
+    found = settings(Context(Config(overrides={"layerkit": values})))
+    build_again(found)
+    return found
+
+
+def build_again(chosen: Settings) -> None:
+    project = chosen.project()
+    optimizer = chosen.optimizer(HERE)
+    plans = plan_build(project, HERE, list(project.layers), optimizer=optimizer)
+    build(project, plans, uv=Uv(project.root), jobs=2, means=None, optimizer=optimizer)
+
+
+def test_each_advisory_by_its_own_fix_with_where_it_is_from(
+    chosen: Settings, built: Checkout, capfd: pytest.CaptureFixture[str]
+) -> None:
+    done = secure_by_scan(chosen, chosen.project(), with_this(FIXED, NO_FIX), dry_run=True)
+    assert done.exit_code == 3
+    document = json.loads(json.dumps(done.document))
+    assert [(one["after"], one["advisories"]) for one in document["raises"]] == [("1.5", ["PYSEC-1"])]
+    assert [one["advisories"] for one in document["not_fixed"]] == [["PYSEC-2"]]
+    assert (document["source"], document["date"]) == ("the local database", "2026-01-02T00:00:00+00:00")
+    assert document["notes"] == ["it is old"]
+    capfd.readouterr()
+    done.show()
+    shown = capfd.readouterr().out
+    assert "num 1.0 -> 1.5: PYSEC-1\n" in shown
+    assert "not fixed: num 1.0 (PYSEC-2): no version is known that fixes it\n" in shown
+    assert "warning: it is old\n" in shown
+    assert "the local database (newest advisory: 2026-01-02)" in shown
+
+
+@pytest.mark.parametrize(
+    ("exemption", "after"),
+    [
+        (None, "2.0"),
+        (Exemption("cve-3", "not used", date.max, "here"), "1.5"),
+        (Exemption("CVE-3", "not used", date.max, "here", "core"), "1.5"),
+        (Exemption("CVE-3", "not used", date.max, "here", "aws"), "2.0"),
+        (Exemption("CVE-3", "not used", date(2020, 1, 1), "here"), "2.0"),
+    ],
+)
+def test_an_exception_counts_for_a_fix_as_it_does_for_a_scan(
+    chosen: Settings, built: Checkout, exemption: Exemption | None, after: str
+) -> None:
+    exemptions = (exemption,) if exemption else ()
+    done = secure_by_scan(chosen, chosen.project(), with_this(FIXED, ON_THE_FIX, exemptions=exemptions), dry_run=True)
+    assert [one["after"] for one in done.document["raises"]] == [after]
+
+
+@pytest.mark.parametrize("what", ["suspicious", "licence"])
+def test_a_new_build_that_brings_something_else_is_refused(
+    chosen: Settings, built: Checkout, index: Index, what: str
+) -> None:
+    if what == "suspicious":
+        make_wheel(index.folder, "num", "1.5", files={"num.py": "", "num.env": "TOKEN=x\n"})
+        said = "layers/core/python/num.env: an environment file"
+    else:
+        make_wheel(index.folder, "num", "1.5", requires=["extra"])
+        make_wheel(index.folder, "extra", "1.0")
+        said = "core: extra 1.0 is under GPL-3.0-only, which licences_deny bans"
+    before = built.snapshot()
+    with pytest.raises(CheckFailed) as caught:
+        secure_by_scan(chosen, chosen.project(), with_this(FIXED, deny=("GPL-*",), known_licences=GPL))
+    assert caught.value.message.startswith("nothing was changed: the new builds have what the ones before had not,")
+    assert said in caught.value.message
+    assert built.snapshot() == before
+
+
+def test_what_was_there_before_is_no_reason_to_stay_vulnerable(
+    chosen: Settings, built: Checkout, index: Index, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A banned licence and a suspicious file that the old build has as well, and licences that can't be told."""
+    for version in ("1.0", "1.5"):
+        make_wheel(index.folder, "num", version, files={"num.py": "", "num.env": "TOKEN=x\n"})
+    shutil.rmtree(built.root / "layers" / "core" / "locks")
+    built.lock(HERE)
+    build_again(chosen)
+    capfd.readouterr()
+    scanner = with_this(FIXED, deny=("GPL-*",), known_licences=GPL | {"num": "GPL-3.0-only"})
+    done = secure_by_scan(chosen, chosen.project(), scanner)
+    assert [one["after"] for one in done.document["raises"]] == ["1.5"]
+    assert done.exit_code == 0
+    assert "num==1.5" in text(built, "core")
+    assert "warning" not in capfd.readouterr().err, "no licence is newly not known"
+
+
+def test_what_safety_could_not_say_names_the_flag(chosen: Settings, built: Checkout) -> None:
+    screen = lambda pins: Skipped("safety", "", "its service can't be reached", "Try again.")  # noqa: E731
+    with pytest.raises(ExternalError, match="not everything could be scanned") as caught:
+        secure_by_scan(chosen, chosen.project(), with_this(FIXED, screen=screen))
+    assert "--skip-safety" in caught.value.hint
+
+
+def test_nothing_that_counts_is_said_so(chosen: Settings, built: Checkout, capfd: pytest.CaptureFixture[str]) -> None:
+    done = secure_by_scan(chosen, chosen.project(), with_this())
+    done.show()
+    shown = capfd.readouterr().out
+    assert shown.startswith("Nothing was found that counts, so there is nothing to fix.\n")
+    assert "inv outdated" not in shown
+
+
+def test_hints_are_for_the_target(stack: Checkout) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        find_outdated(stack, target=ARM)
+    assert caught.value.hint == "Run `inv lock --architecture arm64`."
+    assert flags_for(Target("python3.12", "arm64"), TARGET) == " --runtime python3.12 --architecture arm64"
+    assert flags_for(TARGET, TARGET) == ""

@@ -12,6 +12,7 @@ import sqlite3
 import subprocess
 import sys
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -25,7 +26,7 @@ from packaging.version import Version
 from layerkit.advisories import Advisory, Affected, Level, applies, fixed_above, merge, parse_advisory
 from layerkit.advisorydb import Store, import_archive, store_path
 from layerkit.errors import ConfigurationError, ExternalError
-from tests.support.osv import Document, affects, archive, document
+from tests.support.osv import KNOWN, Document, affects, archive, document
 
 ROOT = Path(__file__).parents[2]
 
@@ -105,7 +106,7 @@ def test_a_document_of_pypis_own_database() -> None:
         level=Level.UNKNOWN,
         score=None,
         vector="",
-        affected=(Affected("urllib3", (("0", "1.26.17", False), ("2.0.0", "2.0.6", False)), ()),),
+        affected=(Affected("urllib3", (("0", "1.26.17", False), ("2.0.0", "2.0.6", False)), (), ("1.26.17", "2.0.6")),),
         url="https://osv.dev/vulnerability/PYSEC-2023-192",
         modified="2024-01-02T03:04:05Z",
         withdrawn=False,
@@ -260,6 +261,15 @@ def test_a_fix_of_one_range_that_another_affects_is_none() -> None:
     assert fixed_above(advisory, "a", "1.0") is None
 
 
+def test_a_fix_that_ends_no_stretch_is_one_all_the_same() -> None:
+    """Two lines of releases in one range, whose stretches overlap: the second fix is that of the second line."""
+    events = ({"introduced": "2.11"}, {"fixed": "2.11.7"}, {"introduced": "0"}, {"fixed": "2.11.6"})
+    one = document("X-1", "a", *events, {"introduced": "2.12"}, {"fixed": "2.12.4"}, versions=["2.11.1", "2.11.6"])
+    advisory = parse_advisory(one)
+    assert fixed_above(advisory, "a", "2.11.1") == "2.11.7"
+    assert fixed_above(advisory, "a", "2.12") == "2.12.4"
+
+
 def test_the_last_affected_version_is_no_fix() -> None:
     advisory = parse_advisory(document("X-1", "py", {"introduced": "0"}, {"last_affected": "1.11.0"}))
     assert applies(advisory, "py", "1.11.0")
@@ -340,15 +350,16 @@ def test_applies_is_what_the_schema_says(one: Document, name: str, version: str)
 
 @given(one=documents(), name=st.sampled_from(["a", "b"]), version=VERSIONS)
 def test_a_fix_is_the_lowest_above_that_is_free(one: Document, name: str, version: str) -> None:
-    advisory = parse_advisory(one)
     ends = {
-        end
-        for affected in advisory.affected
-        if affected.name == name
-        for _, end, inclusive in affected.ranges
-        if end and not inclusive and Version(end) > Version(version) and not affects(one, name, end)
+        event["fixed"]
+        for affected in one["affected"]
+        if affected["package"]["ecosystem"] == "PyPI" and affected["package"]["name"].lower() == name
+        for range_ in affected["ranges"]
+        if range_["type"] != "GIT"
+        for event in range_["events"]
+        if "fixed" in event and Version(event["fixed"]) > Version(version) and not affects(one, name, event["fixed"])
     }
-    fixed = fixed_above(advisory, name, version)
+    fixed = fixed_above(parse_advisory(one), name, version)
     assert (fixed is None) == (not ends)
     assert fixed is None or (fixed in ends and Version(fixed) == min(map(Version, ends)))
 
@@ -530,18 +541,19 @@ def test_a_date_in_the_future_makes_no_data_new(tmp_path: Path) -> None:
     slip = document("X-2", "a", {"introduced": "0"}, modified="2099-01-01T00:00:00Z")
     edition = import_archive(io.BytesIO(archive([*DOCUMENTS, slip])), tmp_path / "db", now=NOW)
     assert edition.date.year == 2024
-    assert import_archive(io.BytesIO(archive([slip])), tmp_path / "db", now=NOW).date.year == 2099
+    late = {**KNOWN, "modified": "2099-02-01T00:00:00Z"}
+    assert import_archive(io.BytesIO(archive([slip, late])), tmp_path / "db", now=NOW).date.year == 2099
 
 
 def test_of_two_documents_with_one_id_the_newer_counts(tmp_path: Path) -> None:
     old = document("X-1", "a", {"introduced": "0"}, aliases=["CVE-1"], modified="2024-01-01T00:00:00Z")
     new = document("X-1", "b", {"introduced": "0"}, aliases=["CVE-2"], modified="2024-01-01T01:30:00+01:00")
-    for number, order in enumerate(([old, new], [new, old])):
+    for number, order in enumerate(([old, new, KNOWN], [new, old, KNOWN])):
         folder = tmp_path / f"documents{number}"
         folder.mkdir()
         for place, one in enumerate(order):
             (folder / f"{place}.json").write_text(json.dumps(one))
-        assert import_archive(folder, tmp_path / "db").count == 1
+        assert import_archive(folder, tmp_path / "db").count == 2
         with Store.open(tmp_path / "db") as opened:
             assert (ids(opened.about("a")), ids(opened.about("b"))) == ([], ["X-1"])
             assert opened.get("CVE-1") is None
@@ -553,8 +565,16 @@ def test_a_folder_with_documents_or_with_the_archive(tmp_path: Path) -> None:
     (folder / "README.md").write_text("not an advisory")
     (folder / "all.zip").write_bytes(archive(DOCUMENTS))
     assert import_archive(folder, tmp_path / "db").count == 4
-    (folder / "urllib3" / "one.json").write_text(json.dumps(URLLIB3))
+    (folder / "urllib3" / "one.json").write_text(json.dumps(KNOWN))
     assert import_archive(folder, tmp_path / "db").count == 1
+
+
+def test_a_folder_with_several_archives_is_none(tmp_path: Path) -> None:
+    (tmp_path / "copy").mkdir()
+    for name in ("all.zip", "old.zip"):
+        (tmp_path / "copy" / name).write_bytes(archive(DOCUMENTS))
+    with pytest.raises(ExternalError, match="has several zips and no documents: name the one"):
+        import_archive(tmp_path / "copy", tmp_path / "db")
 
 
 def with_member(name: str, content: bytes, compression: int = zipfile.ZIP_DEFLATED) -> bytes:
@@ -585,6 +605,11 @@ BROKEN: dict[str, tuple[Callable[[], bytes], str]] = {
     "the beginning is missing": (lambda: archive(DOCUMENTS)[200:], "can't be imported"),
     "damaged": (lambda: _with_flipped(archive(DOCUMENTS), 60), "can't be imported"),
     "of nothing": (lambda: archive([]), "no advisories about distributions on PyPI"),
+    "of something small": (lambda: archive(DOCUMENTS[:1]), "is no copy of OSV's data: it has no advisory about jinja2"),
+    "of a later jinja2 only": (
+        lambda: archive([document("X", "jinja2", {"introduced": "3"})]),
+        "is no copy of OSV's data",
+    ),
     "of another ecosystem": (lambda: archive(DOCUMENTS[-1:]), "no advisories about distributions on PyPI"),
     "of something else": (lambda: with_member("package.json", b'{"name": "left-pad"}'), "package.json is no advisory"),
     "one that is not JSON": (lambda: with_member("X.json", b"id: PYSEC-1"), "X.json is no advisory.*not JSON"),
@@ -618,6 +643,13 @@ def test_a_broken_archive_changes_nothing(kind: str, store: Path, tmp_path: Path
     assert "unchanged" in caught.value.hint
     assert store.read_bytes() == before
     assert sorted(path.name for path in store.parent.iterdir()) == ["lock", "pypi.sqlite"]
+
+
+def test_without_a_database_there_is_none_to_be_unchanged(tmp_path: Path) -> None:
+    (tmp_path / "all.zip").write_bytes(b"")
+    with pytest.raises(ExternalError) as caught:
+        import_archive(tmp_path / "all.zip", tmp_path / "cache" / "db")
+    assert caught.value.hint == "Get OSV's archive for PyPI (all.zip) again."
 
 
 @given(place=st.integers(0), length=st.integers(0, 40), filler=st.binary(max_size=8))
@@ -680,7 +712,8 @@ def run(*arguments: object) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize(("how", "at"), [("reading", 1), ("reading", 300), ("moving", 1)])
 def test_a_killed_import_changes_nothing(how: str, at: int, store: Path, tmp_path: Path) -> None:
     before = store.read_bytes()
-    (tmp_path / "all.zip").write_bytes(archive(document(f"X-{n}", "a", {"introduced": "0"}) for n in range(300)))
+    many = [document(f"X-{n}", "a", {"introduced": "0"}) for n in range(300)]
+    (tmp_path / "all.zip").write_bytes(archive([*many, KNOWN]))
     assert run(tmp_path / "all.zip", store, how, at).returncode == -signal.SIGKILL
     assert store.read_bytes() == before
     left = [path for path in store.parent.iterdir() if path.name.startswith(".pypi.sqlite.")]
@@ -689,12 +722,13 @@ def test_a_killed_import_changes_nothing(how: str, at: int, store: Path, tmp_pat
     assert run(tmp_path / "all.zip", store, "", 0).returncode == 0
     assert sorted(path.name for path in store.parent.iterdir()) == ["lock", "pypi.sqlite"]
     with Store.open(store) as opened:
-        assert opened.count == 300
+        assert opened.count == 301
 
 
 def test_a_full_disk_changes_nothing(store: Path, tmp_path: Path) -> None:
     before = store.read_bytes()
-    (tmp_path / "all.zip").write_bytes(archive(document(f"X-{n}", "a", {"introduced": "0"}) for n in range(300)))
+    many = [document(f"X-{n}", "a", {"introduced": "0"}) for n in range(300)]
+    (tmp_path / "all.zip").write_bytes(archive([*many, KNOWN]))
     done = run(tmp_path / "all.zip", store, "full", 20_000)
     assert done.returncode == 1
     assert f"ExternalError: The database of advisories can't be written to {store.parent}" in done.stderr
@@ -704,11 +738,25 @@ def test_a_full_disk_changes_nothing(store: Path, tmp_path: Path) -> None:
 
 def test_an_open_database_stays_what_it_is(store: Path) -> None:
     with Store.open(store) as opened:
-        import_archive(io.BytesIO(archive([document("X-1", "a", {"introduced": "0"})])), store)
+        import_archive(io.BytesIO(archive([document("X-1", "a", {"introduced": "0"}), KNOWN])), store)
         assert ids(opened.query("urllib3", "2.0.4")) == ["GHSA-v845-jxx5-vc9f", "PYSEC-2023-192"]
     with Store.open(store) as opened:
         assert ids(opened.query("urllib3", "2.0.4")) == []
         assert ids(opened.query("a", "1")) == ["X-1"]
+
+
+def test_a_database_that_is_no_copy_of_osvs_data(store: Path) -> None:
+    """One that was made in another way; an import refuses such an archive."""
+    with Store.open(store) as opened:
+        opened.check()
+    connection = sqlite3.connect(store)
+    gone = json.dumps({**DOCUMENTS[3], "withdrawn": "2024-01-01T00:00:00Z"}).encode()
+    connection.execute("UPDATE advisories SET document = ? WHERE id = 'PYSEC-10'", (zlib.compress(gone),))
+    connection.commit()
+    connection.close()
+    with Store.open(store) as opened, pytest.raises(ExternalError, match=r"no advisory about jinja2 2\.4\.1") as caught:
+        opened.check()
+    assert "inv advisories-update" in caught.value.hint
 
 
 def sqlite_of(*statements: str) -> Callable[[Path], None]:

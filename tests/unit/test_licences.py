@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from layerkit.errors import ConfigurationError
-from layerkit.licences import Licence, check_licences, licence_of
+from layerkit.licences import Licence, check_licences, licence_of, newly
 from layerkit.trees import installed
 
 MIT = """Copyright (c) 2020 Some One
@@ -323,6 +323,32 @@ def test_what_is_said_names_the_distribution_the_licence_and_the_way_out() -> No
     assert skipped.reason == "the licence of nothing 2.0 is not known: its METADATA says nothing"
     assert "licences_known" in skipped.hint
     assert checked.detail == "3 distributions, 1 without a licence that can be told"
+
+
+def test_what_is_new_is_told_by_distribution_and_not_by_version() -> None:
+    before = check_licences(
+        "web", [Licence("old", "1.0", "GPL-3.0-only", "GPL"), Licence("blank", "1.0", "", "")], ["*GPL-*"]
+    )
+    after = check_licences(
+        "web",
+        [
+            Licence("old", "2.0", "GPL-3.0-only", "GPL, version 3"),
+            Licence("blank", "2.0", "", "Dual"),
+            Licence("fresh", "1.0", "GPL-3.0-only", "GPL"),
+            Licence("dark", "1.0", "", ""),
+        ],
+        ["*GPL-*"],
+    )
+    new = newly(after, before)
+    assert [finding.message.partition(" is")[0] for finding in new.findings] == ["fresh 1.0"]
+    assert [skipped.reason.partition(" is")[0] for skipped in new.skipped] == ["the licence of dark 1.0"]
+    assert newly(after, None) == after
+    worse = check_licences("web", [Licence("old", "3.0", "AGPL-3.0-only", "AGPL")], ["*GPL-*"])
+    assert len(newly(worse, before).findings) == 1, "another licence is news"
+    assert (
+        len(newly(check_licences("web", [Licence("blank", "2.0", "GPL-3.0-only", "")], ["*GPL-*"]), before).findings)
+        == 1
+    )
 
 
 IDENTIFIERS = ["MIT", "Apache-2.0", "GPL-3.0-only", "AGPL-3.0-only"]

@@ -234,3 +234,112 @@ def test_a_file_is_read_for_secrets_whatever_its_name(tmp_path: Path) -> None:
         archive.write(b"PK\x05\x06" + bytes(18))  # a zip without entries
     read = read_contents(tree, tmp_path / "layer.zip", "python", jobs=2)
     assert read.secrets == (Secret("logo.png", 3, "a private key"),)
+
+
+# ---- keys and passwords in other forms ----
+
+JWK = {"kty": "EC", "crv": "P-256", "x": text_of(43, "x").replace("+", "-").replace("/", "_"), "d": "jps" + "Qn4G" * 10}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        json.dumps(JWK),
+        json.dumps(JWK, indent=2),
+        json.dumps(dict(reversed(JWK.items()))),
+        json.dumps({"keys": json.dumps({"keys": [JWK]})}),
+        json.dumps({"keys": json.dumps(dict(reversed(JWK.items())))}),
+        repr(JWK),
+        repr(dict(reversed(JWK.items()))),
+    ],
+)
+def test_a_key_as_json(text: str) -> None:
+    assert [what for what, _ in secrets_in(text.encode())] == ["a private key (JWK)"]
+
+
+def test_a_public_key_as_json_is_none() -> None:
+    public = {name: value for name, value in JWK.items() if name != "d"}
+    assert list(secrets_in(json.dumps(public).encode())) == []
+    assert list(secrets_in(json.dumps([public, {"d": JWK["d"]}]).encode())) == [], "the two are not of one key"
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "postgres://app:S3cr3tP4ss@db.prod.internal:5432/app",
+        "redis://:kd83hsdfTT@cache/0",
+        "mongodb+srv://u:zW3rLongOne@cluster0.abcde.mongodb.net/x",
+        "amqps://u:p%40x9fk2zz@rabbit.corp/",
+        "https://deploy:correcthorse@git.corp.io/repo.git",
+        "postgres://app:S3cr3tP4ss@db.example.com/app",
+    ],
+)
+def test_a_password_in_an_address(address: str) -> None:
+    assert list(secrets_in(f"\nURL = '{address}'\n".encode())) == [("a password in an address", 2)]
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "http://user:password@localhost",
+        "https://user:pass@proxy.corp.io:3128",
+        "postgresql://scott:tiger@db.corp.io/test",
+        "postgres://app:S3cr3tP4ss@localhost/app",
+        "ftp://<user>:<password>@host.corp.io",
+        "ftp://user:${PASSWORD}@host.corp.io",
+        "ftp://user:$PASSWORD@host.corp.io",
+        "ftp://user:{password}@host.corp.io",
+        "ftp://user:%s@host.corp.io",
+        "ftp://user:xxxxxxxx@host.corp.io",
+        "ftp://user:********@host.corp.io",
+        "ftp://user:...@host.corp.io",
+        "bus://POLICY_NAME:POLICY_KEY@NAME.corp.io",
+        "https://me%40email.com:a%20secret@m.corp.io",
+        "github://org:repo@sha/path",
+        "https://host.corp.io:8080/a@b",
+        "https://me:letters@www.example.org",
+        "[user[:password]@]host",
+    ],
+)
+def test_an_address_without_a_password_of_anybody(address: str) -> None:
+    assert list(secrets_in(f"see {address} for more".encode())) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "what"),
+    [
+        (f"aws_session_token = {text_of(200)}", "an AWS session token"),
+        (f'export AWS_SESSION_TOKEN="{text_of(200)}"', "an AWS session token"),
+        (f'"SessionToken": "{text_of(200)}"', "an AWS session token"),
+        (f"AWS_SECRET_KEY={text_of(40)}", "an AWS secret access key"),
+        (f'aws_secret_key: "{text_of(40)}"', "an AWS secret access key"),
+    ],
+)
+def test_what_else_aws_gives(text: str, what: str) -> None:
+    assert list(secrets_in(text.encode())) == [(what, 1)]
+
+
+@pytest.mark.parametrize(
+    "text", ["aws_session_token = AQoDYXdzEJr...<token>", f"SessionToken={text_of(60)}EXAMPLE{text_of(60)}"]
+)
+def test_examples_of_tokens(text: str) -> None:
+    assert list(secrets_in(text.encode())) == []
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be"])
+@pytest.mark.parametrize("ending", ["\n", "\r\n"])
+def test_a_key_in_utf_16(encoding: str, ending: str) -> None:
+    text = ("one\ntwo\n" + RSA).replace("\n", ending)
+    assert list(secrets_in(text.encode(encoding))) == [("a private key", 3)]
+    public = text.replace("RSA PRIVATE", "RSA PUBLIC")
+    assert list(secrets_in(public.encode(encoding))) == []
+
+
+def test_other_secrets_in_a_text_that_says_that_it_is_utf_16() -> None:
+    text = f"first\nAWS_SECRET_KEY={text_of(40)}\n"
+    assert list(secrets_in(text.encode("utf-16"))) == [("an AWS secret access key", 2)]
+
+
+@pytest.mark.parametrize("ending", ["\r", "\\r"])
+def test_a_key_whose_lines_end_as_they_once_did(ending: str) -> None:
+    assert [what for what, _ in secrets_in(RSA.replace("\n", ending).encode())] == ["a private key"]

@@ -8,7 +8,10 @@ import json
 import os
 import socket
 import stat
-from collections.abc import Iterator, Mapping
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from hashlib import sha256, sha512
 from pathlib import Path
@@ -18,7 +21,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from layerkit.archiving import tree_digest, write_zip
 from layerkit.suspects import KINDS, Suspect, suspects
+from layerkit.trees import sources
 
 
 def row_of(content: bytes, algorithm: str = "sha256") -> tuple[str, str]:
@@ -220,6 +225,8 @@ def test_keystores_by_content(content: bytes, what: str) -> None:
         (".env", "# settings\n\nDEBUG=1\n", 3),
         ("thing/.env", "export TOKEN='x'\n", 1),
         (".env.production", "A = b\n", 1),
+        ("settings/production.env", "# ours\nA=b\n", 2),
+        (".envrc", "layout python\nexport TOKEN=x\n", 2),
         (".netrc", "machine here\n  login me\n  password secret\n", 3),
         ("_netrc", "default login me password secret\n", 1),
         ("notes.txt", "# mine\nmachine here login me password secret\n", 1),
@@ -243,6 +250,8 @@ def test_files_that_hold_passwords(name: str, content: str, line: int) -> None:
         (".env", "# nothing set\n\nEMPTY=\n"),
         (".env.example", "TOKEN=put yours here\n"),
         (".env.sample", "TOKEN=x\n"),
+        ("example.env", "TOKEN=x\n"),
+        (".envrc", "layout python\n"),
         ("environment.py", "DEBUG=1\n"),
         (".envrc.py", "DEBUG=1\n"),
         (".netrc", "machine here login me\n"),
@@ -531,3 +540,101 @@ def test_results_do_not_depend_on_how_many_read_at_a_time(tmp_path: Path) -> Non
     one = suspects(tmp_path, jobs=1)
     assert len(one) == 20
     assert suspects(tmp_path, jobs=4) == one
+
+
+# ---- the whole ----
+
+
+def digest_of(tree: Path) -> str:
+    """As a build's manifest has it."""
+    with ThreadPoolExecutor(1) as pool:
+        written = write_zip(tree.parent / "layer.zip", sources(tree, "python"), pool=pool, cache=None)
+    return tree_digest(written.entries)
+
+
+@pytest.fixture
+def built(tmp_path: Path) -> tuple[Path, str]:
+    """A tree with own code, bytecode of the build's kind (with a row, and without), an executable file, and a link."""
+    tree = tmp_path / "python"
+    compiled = bytes(4) + b"\x03\0\0\0" + b"compiled"
+    install(
+        tree,
+        "thing",
+        {"thing/one.py": b"1", "thing/__pycache__/one.cpython-39.pyc": compiled},
+        {"thing/__pycache__/one.cpython-39.pyc": ("", "")},
+    )
+    (tree / "own.py").write_text("WHO = 1")
+    (tree / "own.py").chmod(0o755)
+    (tree / "alias.py").symlink_to("own.py")
+    (tree / "__pycache__").mkdir(mode=0o755)
+    (tree / "__pycache__" / "own.cpython-39.pyc").write_bytes(compiled)
+    return tree, digest_of(tree)
+
+
+OWN = ("own.py", "alias.py")
+
+
+def test_a_tree_as_its_manifest_has_it(built: tuple[Path, str]) -> None:
+    tree, expected = built
+    assert suspects(tree, OWN, 2, expected) == ()
+    assert [one.kind for one in suspects(tree, OWN, 2, "0" * 64)] == ["changed"]
+
+
+def _with_its_record(tree: Path) -> None:
+    (tree / "thing" / "one.py").write_bytes(b"evil")
+    record = tree / "thing-1.0.dist-info" / "RECORD"
+    row = ",".join(row_of(b"1"))
+    assert row in record.read_text()
+    record.write_text(record.read_text().replace(row, ",".join(row_of(b"evil"))))
+
+
+def _unchecked(tree: Path) -> None:
+    planted = bytes(4) + b"\x01\0\0\0" + b"evil"
+    (tree / "thing" / "__pycache__" / "two.cpython-39.pyc").write_bytes(planted)
+
+
+def _linked(tree: Path) -> None:
+    (tree / "alias.py").unlink()
+    (tree / "alias.py").symlink_to("thing/one.py")
+
+
+WAYS: dict[str, Callable[[Path], object]] = {
+    "file and RECORD": _with_its_record,
+    "bytecode": lambda tree: (tree / "thing" / "__pycache__" / "one.cpython-39.pyc").write_bytes(b"evil"),
+    "bytecode by time": lambda tree: (tree / "thing" / "__pycache__" / "one.cpython-39.pyc").write_bytes(bytes(99)),
+    "bytecode of own code": lambda tree: (tree / "__pycache__" / "own.cpython-39.pyc").write_bytes(b"evil"),
+    "bytecode by time of own code": lambda tree: (tree / "__pycache__" / "own.cpython-39.pyc").write_bytes(bytes(99)),
+    "planted bytecode": _unchecked,
+    "bytecode that is gone": lambda tree: (tree / "__pycache__" / "own.cpython-39.pyc").unlink(),
+    "own code": lambda tree: (tree / "own.py").write_text("evil"),
+    "a mode": lambda tree: (tree / "own.py").chmod(0o644),
+    "a link": _linked,
+    "a name that is no text": lambda tree: Path(os.fsdecode(bytes(tree) + b"/__pycache__/\xff.pyc")).write_bytes(b""),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_what_no_record_shows_is_seen_as_a_whole(built: tuple[Path, str], way: str) -> None:
+    tree, expected = built
+    WAYS[way](tree)
+    assert suspects(tree, OWN) == (), "nothing but the digest shows it"
+    assert suspects(tree, OWN, 2, expected) == (
+        Suspect("./", 0, "changed", "the tree is not as it was built: inv validate says which files"),
+    )
+
+
+def test_where_a_file_explains_it_the_file_is_told_alone(built: tuple[Path, str]) -> None:
+    tree, expected = built
+    (tree / "thing" / "one.py").write_bytes(b"2")
+    assert [(one.path, one.kind) for one in suspects(tree, OWN, 2, expected)] == [("thing/one.py", "changed")]
+
+
+def test_bytecode_that_imports_left_is_told_as_that(built: tuple[Path, str]) -> None:
+    tree, expected = built
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    command = [sys.executable, "-c", "import thing.one, own"]
+    subprocess.run(command, cwd=tree, env=environment, check=True)
+    assert suspects(tree, OWN) == ()
+    (one,) = suspects(tree, OWN, 2, expected)
+    assert (one.path, one.kind, one.level) == ("./", "bytecode", "low")
+    assert one.what.startswith("2 files of bytecode that are no part of the build, as imports from the tree leave them")
