@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +29,7 @@ DEFAULTS: dict[str, Any] = {
     "interpreters": {},
     "check_seconds": 60,
     "check_memory_mb": 4096,
+    "verify_seconds": 600,
     "results": "",
     "osv_url": "https://api.osv.dev",
     "advisories_url": "https://osv-vulnerabilities.storage.googleapis.com/PyPI/all.zip",
@@ -46,7 +47,8 @@ optional or off; ``exceptions`` are what a security scan does not count (id, rea
 licences that it does, ``licences_known`` what distributions are under that do not say so.
 ``environments`` are the accounts and regions that layers are published to (docs/environments.md).
 ``results`` is a folder where a team shares what was proven and checked (below the root, or an absolute path).
-``check_seconds`` and ``check_memory_mb`` bound each process that imports or calls what is being checked.
+``verify_seconds`` is how long a layer's own ``verify`` may run, once. ``check_seconds`` and ``check_memory_mb`` bound
+each process that imports or calls what is being checked.
 """
 
 
@@ -87,6 +89,7 @@ class Settings:
     bounds: Bounds
     shared: Path | None
     scan: ScanSettings
+    verify_seconds: int
 
     def results(self) -> Results:
         """What was proven and checked before: of this user, and of the team."""
@@ -105,7 +108,8 @@ class Settings:
 
         proof = interpreter_for(target, self.interpreters)
         own = proof if isinstance(proof, Interpreter) else find_interpreter(target.python_version, self.interpreters)
-        return optimizer_for(target, proof, own, self.results(), self.jobs)
+        made = optimizer_for(target, proof, own, self.results(), self.jobs)
+        return replace(made, verify_seconds=self.verify_seconds)
 
     def means(self, target: Target, *, only: Sequence[str] = (), skip: Sequence[str] = ()) -> Means:
         """What checks for ``target`` run with; ConfigurationError for a check or an interpreter that is none."""
@@ -145,14 +149,24 @@ def settings(ctx: Context, *, runtime: str | None = None, architecture: str | No
     wanted = jobs or values["jobs"] or os.cpu_count() or 1
     if wanted < 1:
         raise ConfigurationError(f"--jobs must be 1 or more, not {wanted}.")
-    for key in ("check_seconds", "check_memory_mb"):
+    for key in ("check_seconds", "check_memory_mb", "verify_seconds"):
         if values[key] < 1:
             raise ConfigurationError(f"layerkit.{key} must be 1 or more, not {values[key]}.")
     interpreters = {str(version): str(path) for version, path in values["interpreters"].items()}
     bounds = Bounds(values["check_seconds"], values["check_memory_mb"] * MIB)
     root = find_root()
     shared = root / values["results"] if values["results"] else None
-    return Settings(root, default_target, target, wanted, interpreters, bounds, shared, _scan_settings(values))
+    return Settings(
+        root,
+        default_target,
+        target,
+        wanted,
+        interpreters,
+        bounds,
+        shared,
+        _scan_settings(values),
+        values["verify_seconds"],
+    )
 
 
 def _scan_settings(values: Mapping[str, Any]) -> ScanSettings:
