@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from invoke.context import Context
@@ -52,6 +53,22 @@ def _run(command: Sequence[str | Path], root: Path) -> int:
     return subprocess.run([str(word) for word in command], cwd=root, check=False).returncode
 
 
+def _run_side_by_side(commands: Mapping[str, Sequence[str | Path]], root: Path) -> dict[str, int]:
+    """Run several programs at once, each line that they print with the name of who prints it; their exit codes."""
+
+    def one(name: str) -> int:
+        command = [str(word) for word in commands[name]]
+        with subprocess.Popen(
+            command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
+        ) as process:
+            for line in process.stdout or ():
+                print(f"{name} | {line}", end="", flush=True)
+        return process.returncode
+
+    with ThreadPoolExecutor(len(commands)) as pool:
+        return dict(zip(commands, pool.map(one, commands), strict=True))
+
+
 @task(
     help={
         "python": "the Python version to test on, such as 3.12 (default: this one; with CI=true all that are found)",
@@ -76,11 +93,15 @@ def test(ctx: Context, python: str | None = None, select: str | None = None, pat
             raise ExternalError(f"there is no Python {version} on this machine.", "Install it, or choose another.")
     arguments = ["-k", select] if select else []
     arguments += [path] if path else []
-    failed = []
-    for version, interpreter in found.items():
-        say(f"== Python {version}")
-        if _run([_environment(root, "test", interpreter), "-m", "pytest", *arguments], root) != 0:
-            failed.append(version)
+    suites: dict[str, list[str | Path]] = {
+        version: [_environment(root, "test", interpreter), "-m", "pytest", *arguments]
+        for version, interpreter in found.items()
+    }
+    if len(suites) == 1:
+        codes = {version: _run(command, root) for version, command in suites.items()}
+    else:
+        codes = _run_side_by_side(suites, root)
+    failed = [version for version, code in codes.items() if code != 0]
 
     missing = [version for version in wanted if version not in found]
     document = {"schema": 1, "ran": list(found), "failed": failed, "missing": missing}
