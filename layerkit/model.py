@@ -130,8 +130,8 @@ class Optimization:
     """A digest of the files in the layer's folder that the command may read."""
     bytecode: str = "startup"
     """``off``, ``startup`` (what the declared imports load, then the rest up to the budget) or ``all``."""
-    bytecode_budget_mb: int = 10
-    """How many MiB the bytecode may take."""
+    bytecode_budget_mb: int = 0
+    """How many MiB bytecode may take; 0: what the declared imports load whatever it takes, and the rest up to 10."""
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,10 @@ RECIPE = 5
 """Raised whenever the same tree would be optimized otherwise than before."""
 
 
+_REST_OF_BYTECODE = 10 * MIB
+"""Up to which size bytecode is added that the declared imports do not load."""
+
+
 @dataclass(frozen=True)
 class Optimizer:
     """What optimizing is done with: the target's interpreter for proofs, one for bytecode, a strip tool, results."""
@@ -505,8 +509,11 @@ class _Work:
         if options.bytecode == "all":
             return self.bytecode.add(sources, first, room, room)
         # What nothing declared loads is not worth the warning that the layer is close to its limit.
-        budget = min(options.bytecode_budget_mb * MIB, int(WARN_AT * self.subject.layer.max_size) - total - MIB)
-        return self.bytecode.add(sources, first, budget, room)
+        rest = int(WARN_AT * self.subject.layer.max_size) - total - MIB
+        if options.bytecode_budget_mb:
+            room = min(room, options.bytecode_budget_mb * MIB)
+            return self.bytecode.add(sources, first, min(room, rest), room)
+        return self.bytecode.add(sources, first, min(_REST_OF_BYTECODE, rest), room)
 
 
 def _is_source(path: str) -> bool:

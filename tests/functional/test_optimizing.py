@@ -246,6 +246,7 @@ def test_what_imports_load_comes_first_and_the_budget_is_kept(checkout: Checkout
     compiled = {path.name.split(".")[0] for path in (tree(checkout) / "thing" / "__pycache__").iterdir()}
     assert compiled == {"__init__", "zz_used"}
     assert result.bytecode_size <= 1024 * 1024
+    assert optimized(checkout, index, files, "bytecode_budget_mb = 20\n").bytecode_files == 3
     assert optimized(checkout, index, files, 'bytecode = "off"\n').bytecode_files == 0
     assert optimized(checkout, index, files, 'bytecode = "all"\n').bytecode_files == 3
 

@@ -884,7 +884,8 @@ def call(stack: Checkout, capfd: pytest.CaptureFixture[str], monkeypatch: pytest
         capfd.readouterr()
         code, message = 0, ""
         try:
-            task(Context(Config(overrides={"layerkit": DEFAULTS})), **flags)
+            # Nobody answers there: no test may ask the real service.
+            task(Context(Config(overrides={"layerkit": {**DEFAULTS, "osv_url": "http://127.0.0.1:1"}})), **flags)
         except Exit as stop:
             code, message = stop.code, stop.message or ""
         sys.stdout.flush()
@@ -894,8 +895,11 @@ def call(stack: Checkout, capfd: pytest.CaptureFixture[str], monkeypatch: pytest
     return said
 
 
-def test_outdated_as_a_document_and_as_a_table(call: Callable[..., Said]) -> None:
-    said = call(outdated_task, json=True)
+def test_outdated_as_a_document_and_as_a_table(
+    call: Callable[..., Said], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LAYERKIT_CACHE_DIR", str(tmp_path / "without a database"))
+    said = call(outdated_task, source="local", json=True)
     assert said.code == 0
     assert said.document["target"] == str(TARGET)
     assert {
@@ -907,7 +911,7 @@ def test_outdated_as_a_document_and_as_a_table(call: Callable[..., Said]) -> Non
         "outdated": True,
         "fixes": None,
     } in said.document["distributions"]
-    said = call(outdated_task, layer=["ml"])
+    said = call(outdated_task, layer=["ml"], source="local")
     assert said.code == 0
     assert [line.split() for line in said.out.splitlines() if line.split()[:1] == ["ml"]] == [
         ["ml", "jobs", "1.1", "2.0", "2.0"],
