@@ -54,7 +54,7 @@ def _run(command: Sequence[str | Path], root: Path) -> int:
 
 
 def _run_side_by_side(commands: Mapping[str, Sequence[str | Path]], root: Path) -> dict[str, int]:
-    """Run several programs, one for each processor at once, each line that they print with the name of who prints it; their exit codes."""
+    """Run several programs, one for each processor at once, with their names before each line; their exit codes."""
 
     def one(name: str) -> int:
         command = [str(word) for word in commands[name]]
