@@ -79,7 +79,7 @@ class Store:
             connection = sqlite3.connect(f"{path.absolute().as_uri()}?immutable=1", uri=True, check_same_thread=False)
             try:
                 return cls(path, connection, _edition(path, connection))
-            except BaseException:
+            except BaseException:  # Ctrl-C too: cleaned up here, and raised again
                 connection.close()
                 raise
 
@@ -178,7 +178,7 @@ def _digest(connection: sqlite3.Connection) -> str:
         "SELECT quote(name) || quote(id) AS line FROM packages ORDER BY name, id",
         "SELECT quote(alias) || quote(id) AS line FROM names ORDER BY alias, id",
     ):
-        (text,) = connection.execute(f"SELECT group_concat(line, char(10)) FROM ({lines})").fetchone()  # noqa: S608
+        (text,) = connection.execute(f"SELECT group_concat(line, char(10)) FROM ({lines})").fetchone()  # noqa: S608  (ours)
         digest.update(text.encode())
     return digest.hexdigest()
 

@@ -122,7 +122,7 @@ def write_zip(
                 if adding and not member.cached:
                     adding.add(member)
                 advanced(member.size)
-        except BaseException:
+        except BaseException:  # Ctrl-C too: cleaned up here, and raised again
             if adding:
                 adding.discard()
             raise

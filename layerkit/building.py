@@ -357,7 +357,7 @@ def _build_all(
         built = dict(zip(futures, _all_or_first_failure(list(futures.values())), strict=True))
         results = making.labelled(built)
         return tuple(making.timed(one, optimizer) for one in results) if compare and optimizer else results
-    except BaseException:
+    except BaseException:  # Ctrl-C too: cleaned up here, and raised again
         # A layer that waits for an installer or for compressed files is told so, and its thread ends.
         end_all()
         compressing.shutdown(wait=False, cancel_futures=True)

@@ -30,7 +30,7 @@ def write_whole(path: Path, content: bytes | str) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(beside, path)
-    except BaseException:
+    except BaseException:  # Ctrl-C too: cleaned up here, and raised again
         beside.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)

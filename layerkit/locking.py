@@ -428,7 +428,7 @@ class _Resolution:
             try:
                 found = pool.map(lambda layer: self._closure(layer, versions, from_sdist), self.layers)
                 return {layer.name: packages for layer, packages in zip(self.layers, found, strict=True)}
-            except BaseException:
+            except BaseException:  # Ctrl-C too: cleaned up here, and raised again
                 end_all()  # the pool waits for its threads, and they for uv
                 raise
 

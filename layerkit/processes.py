@@ -59,7 +59,7 @@ def run(command: Sequence[str | Path], *, cwd: Path, env: Mapping[str, str] | No
     with _watched(process, process.terminate, arguments[0]):
         try:
             stdout, stderr = process.communicate()
-        except BaseException:
+        except BaseException:  # Ctrl-C too: cleaned up here, and raised again
             process.kill()
             process.wait()
             raise
@@ -175,7 +175,7 @@ def threads(jobs: int) -> Iterator[ThreadPoolExecutor]:
     with ThreadPoolExecutor(max_workers=max(1, jobs)) as pool:
         try:
             yield pool
-        except BaseException:
+        except BaseException:  # Ctrl-C too: cleaned up here, and raised again
             end_all()
             raise
 
