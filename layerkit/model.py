@@ -385,7 +385,7 @@ class Optimized:
     modules: int = 0
     """How many modules outside of the rules' subjects import, before and after alike."""
     unverified: str = ""
-    """Why nothing could be proven, so that only what needs no proof was done; empty when all was."""
+    """Why nothing could be proven here, so that only what is safe or transferred was done; empty when all was."""
     late: tuple[str, ...] = ()
     """Modules whose import had not ended in time with everything in place, so that nothing is proven for them."""
     failing: tuple[str, ...] = ()

@@ -279,7 +279,7 @@ def publish(
         futures = [pool.submit(one, step) for step in plan.steps]
         try:
             return tuple(future.result() for future in futures)
-        except BaseException:
+        except BaseException:  # Ctrl-C too: no further step begins, and it is raised again
             stop.set()
             pool.shutdown(wait=True, cancel_futures=True)
             raise
